@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,14 @@ from medseg.volume import Array, Geometry
 
 SourceKind = Literal["nifti", "nrrd", "metaimage", "dicom", "picture", "npz"]
 _EMPTY: Mapping[Any, Any] = MappingProxyType({})
+
+
+def _read_only(values: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(values)
+
+
+# Read-only mappings cannot be pickled by themselves, and cases, labels and plans go to worker processes.
+copyreg.pickle(MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,9 @@ class LabelTable:
         if not names:
             raise MedsegError("labels: expected at least one label beside background (0), found none")
         if min(names) < 1:
-            raise MedsegError(f"labels: values must be whole numbers from 1 up (0 is background), found {sorted(names)}")
+            raise MedsegError(
+                f"labels: values must be whole numbers from 1 up (0 is background), found {sorted(names)}"
+            )
         if len(set(names.values())) != len(names):
             raise MedsegError(f"labels: two values share a name: {dict(names)}")
         if self.ignore is not None and self.ignore in names:

@@ -7,6 +7,7 @@ j = row (y); where their spacing is unknown, the unit is ``"px"``. Directions ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -94,7 +95,9 @@ class Geometry:
         """Whether both grids lie on each other: the same shape, and corners within ``tolerance`` of a voxel."""
         if self.shape != other.shape:
             return False
-        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(-1, self.dimensions)
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(
+            -1, self.dimensions
+        )
         return bool(np.abs(self.to_index(other.to_world(corners)) - corners).max() <= tolerance)
 
     def cropped(self, lower: Sequence[int], upper: Sequence[int]) -> Geometry:
@@ -222,9 +225,16 @@ def resample_array(array: Array, shape: Sequence[int], order: int | Sequence[int
         if orders[axis] == 0:
             out = np.take(out, nearest_index(old, new), axis=first + axis)
         else:
-            matrix = resampling_matrix(old, new, orders[axis])
-            out = np.moveaxis(np.moveaxis(out, first + axis, -1) @ matrix.T, -1, first + axis)
+            out = product_along(out, resampling_matrix(old, new, orders[axis]), first + axis)
     return np.ascontiguousarray(out)
+
+
+def product_along(array: Array, matrix: Array, axis: int) -> Array:
+    """``matrix`` (new, old) applied to the lines of ``array`` along ``axis``; a contiguous array is not copied for it."""
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    if not after:
+        return np.asarray(array @ matrix.T)
+    return (matrix @ array.reshape(math.prod(before), array.shape[axis], -1)).reshape(*before, len(matrix), *after)
 
 
 def nearest_index(old: int, new: int) -> Array:
@@ -243,7 +253,7 @@ def resampling_matrix(old: int, new: int, order: int) -> Array:
         raise MedsegError(f"resampling order {order}: expected 0 (nearest), 1 (linear) or 3 (cubic)")
     at = (np.arange(new) + 0.5) * old / new - 0.5
     rows = np.arange(new)
-    weights = np.zeros((new, old))
+    weights: Array = np.zeros((new, old))
     if order == 1 or old < 3:
         at = np.clip(at, 0, old - 1)
         low = np.minimum(np.floor(at).astype(int), max(old - 2, 0))

@@ -1,0 +1,174 @@
+"""Networks: one forward contract, and the gate through which a configuration or a model folder names one.
+
+A builder is any callable that returns a module: it is called with those of the plan's numbers that its signature names, and
+with the user's own options. The module takes ``(B, C, *S)`` and returns ``(B, K, *S)``, or a list of levels, finest first, in
+training mode with deep supervision. A builder whose input size does not follow from the plan's strides states it in an
+attribute ``divisor``. Only the targets of ``BUILDERS`` are resolved, unless the caller trusts the very same target: a model
+folder is data, and data must not choose code. Nothing heavy is imported before a builder is asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from medseg.errors import MedsegError
+from medseg.targets import resolve
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from medseg.planning.plan import Plan
+
+BUILDERS = (
+    "medseg.networks.unet.plain_unet",
+    "medseg.networks.unet.residual_unet",
+    "medseg.networks.monai_nets.dynunet",
+    "medseg.networks.monai_nets.unet",
+    "medseg.networks.monai_nets.segresnet",
+    "medseg.networks.monai_nets.attention_unet",
+    "medseg.networks.monai_nets.swin_unetr",
+)
+
+Builder = Callable[..., "nn.Module"]
+_DECIDED = ("dimensions", "in_channels", "out_channels", "patch_size")
+_GIVEN = (*_DECIDED, "features", "strides", "kernel_sizes", "blocks", "deep_supervision")
+
+
+def resolve_builder(target: str, trust: Sequence[str] = ()) -> Builder:
+    """The callable that ``target`` (``package.module.name``) names.
+
+    Raises:
+        MedsegError: the target is neither built in nor trusted, or does not exist.
+    """
+    if target not in BUILDERS and target not in trust:
+        raise MedsegError(
+            f"network: {target!r} is not one of medseg's own networks ({', '.join(BUILDERS)}). Any other is code that runs "
+            f"with your rights: if you know where it comes from, say trust=[{target}]"
+        )
+    return resolve(target, "network")
+
+
+def divisor_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> int | tuple[int, ...] | None:
+    """What the network's input size must be a multiple of; None where it follows from the strides of the plan.
+
+    Raises:
+        MedsegError: as `resolve_builder`, or a ``divisor`` that is not one or more positive whole numbers.
+    """
+    target = _target(spec)
+    divisor = getattr(resolve_builder(target, trust), "divisor", None)
+    rows = divisor if isinstance(divisor, (tuple, list)) else [1 if divisor is None else divisor]
+    if not rows or any(not isinstance(d, int) or d < 1 for d in rows):
+        raise MedsegError(f"network: {target}.divisor: expected a whole number, or one an axis; found {divisor!r}")
+    return tuple(rows) if isinstance(divisor, list) else divisor
+
+
+def build_network(
+    spec: Mapping[str, Any],
+    plan: Plan,
+    out_channels: int,
+    *,
+    in_channels: int | None = None,
+    deep_supervision: bool = True,
+    trust: Sequence[str] = (),
+) -> nn.Module:
+    """Build the network that ``spec`` (``{"_target_": …, **options}``) names, as large as the plan says.
+
+    Args:
+        spec: target and plain options; an option with the name of a plan's value (``features``) goes before the plan's.
+        out_channels: channels of the output, `Task.out_channels`.
+        in_channels: by default the plan's channels.
+        deep_supervision: whether levels are wanted; ``deep_supervision: false`` among the options wins.
+        trust: targets beyond ``BUILDERS`` that the caller vouches for.
+
+    Raises:
+        MedsegError: a foreign target, options that the builder does not take, or sizes that do not fit.
+    """
+    target = _target(spec)
+    builder = resolve_builder(target, trust)
+    options = {str(name): value for name, value in spec.items() if name != "_target_"}
+    for name, value in options.items():
+        _check_plain(f"option {name!r} of {target}()", value)
+    decided = [name for name in options if name in _DECIDED]
+    if decided:
+        raise MedsegError(f"network: {', '.join(decided)} of {target}() follow from plan and labels; leave them out")
+    given = {
+        "dimensions": plan.dimensions,
+        "in_channels": len(plan.channels) if in_channels is None else in_channels,
+        "out_channels": out_channels,
+        "features": plan.features,
+        "strides": plan.strides,
+        "kernel_sizes": plan.kernel_sizes,
+        "blocks": plan.blocks,
+        "patch_size": plan.patch_size,
+        "deep_supervision": deep_supervision,
+    }
+    if not deep_supervision:
+        options.pop("deep_supervision", None)
+    _check_size(target, divisor_of(spec, trust), options.get("strides"), plan)
+    try:
+        return builder(**_arguments(target, builder, given, options))
+    except ValueError as error:
+        raise MedsegError(f"network: {target}() refuses what it was given: {error}") from error
+
+
+def _arguments(target: str, builder: Builder, given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``given`` that the builder names, and all ``options``; refuses what it does not take or still lacks."""
+    parameters = inspect.signature(builder).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    unknown = [name for name in options if name not in named]
+    if unknown and not takes_all:
+        accepted = ", ".join(name for name in named if name not in _DECIDED) or "none"
+        names = ", ".join(map(repr, unknown))
+        raise MedsegError(f"network: {target}() has no argument {names}; it accepts {accepted}.")
+    arguments = {name: value for name, value in given.items() if takes_all or name in named} | dict(options)
+    lacking = [name for name, p in named.items() if p.default is p.empty and name not in arguments]
+    if lacking:
+        raise MedsegError(
+            f"network: {target}() needs {', '.join(map(repr, lacking))}; the plan gives {', '.join(_GIVEN)}, "
+            f"other arguments are options: set network.{lacking[0]}=…"
+        )
+    return arguments
+
+
+def _check_size(target: str, divisor: int | tuple[int, ...] | None, strides: Any, plan: Plan) -> None:
+    """The plan's patch must be a multiple of what the network, or strides among its options, ask for."""
+    rows: tuple[int, ...] = plan.divisor
+    if divisor is not None:
+        rows = divisor if isinstance(divisor, tuple) else (divisor,) * plan.dimensions
+    elif strides is not None:
+        try:
+            rows = tuple(math.prod(column) for column in zip(*strides, strict=True))
+        except TypeError:
+            raise MedsegError(f"network: strides need one number an axis for each stage, found {strides!r}") from None
+    if len(rows) != plan.dimensions or any(n % d for n, d in zip(plan.patch_size, rows, strict=True)):
+        raise MedsegError(
+            f"network: {target}() needs sizes that are multiples of {list(rows)}, the plan's patch is "
+            f"{list(plan.patch_size)}; set plan.patch_size=…, or make the plan for this network"
+        )
+
+
+def _target(spec: Mapping[str, Any]) -> str:
+    target = spec.get("_target_") if isinstance(spec, Mapping) else None
+    if not isinstance(target, str):
+        raise MedsegError(f"network: expected {{_target_: package.module.name, …}}, found {spec!r}")
+    return target
+
+
+def _check_plain(where: str, value: Any) -> None:
+    """Options are data: numbers, strings, booleans, None, and lists and mappings of them."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_plain(where, key)
+            _check_plain(where, entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            _check_plain(where, entry)
+    elif not (value is None or isinstance(value, (bool, int, float, str))):
+        kind = type(value).__name__
+        raise MedsegError(
+            f"network: {where} must be plain (numbers, strings, booleans, lists and mappings), found {kind}"
+        )

@@ -128,7 +128,17 @@ class Plan:
 
     def preprocessing_key(self) -> str:
         """A hash of what a preprocessed case depends on: changing the network or the patch keeps the cache."""
-        names = ("orientation", "channels", "labels", "crop", "spacing", "unit", "image_order", "label_order", "options")
+        names = (
+            "orientation",
+            "channels",
+            "labels",
+            "crop",
+            "spacing",
+            "unit",
+            "image_order",
+            "label_order",
+            "options",
+        )
         plain = _to_plain(self)
         text = json.dumps({name: plain[name] for name in names}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -150,7 +160,9 @@ class Plan:
             raise MedsegError(f"{origin}: not readable as YAML: {error}") from None
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             found = body.get("format") if isinstance(body, dict) else type(body).__name__
-            raise MedsegError(f"{origin}: expected a plan of format {FORMAT}, found {found}; make it again with medseg plan")
+            raise MedsegError(
+                f"{origin}: expected a plan of format {FORMAT}, found {found}; make it again with medseg plan"
+            )
         entries = {k: v for k, v in body.items() if k != "format"}
         expected = {f.name for f in fields(cls)} - {"why"}
         if set(entries) != expected or not all(isinstance(v, dict) and "value" in v for v in entries.values()):

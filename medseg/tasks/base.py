@@ -56,7 +56,9 @@ class Task(Protocol):
     def out_channels(self) -> int:
         """Channels that the network must have."""
 
-    def crop(self, case: StoredCase, patch_size: Sequence[int], foreground: bool, rng: np.random.Generator) -> tuple[int, ...]:
+    def crop(
+        self, case: StoredCase, patch_size: Sequence[int], foreground: bool, rng: np.random.Generator
+    ) -> tuple[int, ...]:
         """The first voxel of a training crop; may be negative, and a crop may reach beyond the case (it is padded there).
 
         ``foreground`` asks for a crop that holds something to find, if the case has any.

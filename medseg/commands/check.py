@@ -1,0 +1,119 @@
+"""``medseg check``: is the data set sound? Lists every fault at once and says what the data set holds."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from medseg.errors import all_at_once
+from medseg.scans.faults import NOTES, Seen, compare, examine
+from medseg.structures import Cohort, Fault
+
+logger = logging.getLogger(__name__)
+
+_HEADINGS = {
+    "image_without_label": "images without label",
+    "label_without_image": "labels without image",
+    "missing_channel": "missing channels",
+    "missing_file": "missing files",
+    "missing_row": "cases without a row in the table",
+    "duplicate_id": "ids that several scans share",
+    "unreadable": "files that cannot be read",
+    "truncated": "files that were cut short",
+    "not_3d": "4D where 3D is expected",
+    "wrong_dimensions": "pictures and volumes in one data set",
+    "channels": "other numbers of channels",
+    "grids_differ": "grids that differ",
+    "not_finite": "NaN or infinite values",
+    "blank_image": "blank images",
+    "spacing": "absurd spacing",
+    "non_integer": "labels that are not whole numbers",
+    "unknown_label": "labels that nothing names",
+    "empty_label": "labels that mark nothing",
+    "duplicate": "the same scan twice",
+    "near_duplicate": "nearly the same scan twice",
+}
+
+
+def check(cohort: Cohort, *, dimensions: int | None = None, progress: bool = True) -> list[Fault]:
+    """Read the whole data set, log what it holds, and list all of its faults.
+
+    Args:
+        dimensions: 2 for pictures, 3 for volumes; None for what most cases are.
+
+    Returns:
+        The notes: kinds of faults that stop nobody (`medseg.scans.faults.NOTES`).
+
+    Raises:
+        MedsegError: there are faults; its message lists all of them, by kind.
+    """
+    seen = examine(cohort, progress=progress)
+    found = compare(cohort, seen, dimensions)
+    for line in summary(cohort, seen):
+        logger.info("%s", line)
+    notes = [fault for fault in found if fault.kind in NOTES]
+    faults = [fault for fault in found if fault.kind not in NOTES]
+    for line in by_kind(notes, at_most=10):
+        logger.info("note: %s", line)
+    if faults:
+        cases = len({fault.case for fault in faults})
+        heading = f"check: {len(faults)} fault(s) in {cases} of {len(cohort.cases)} cases or files"
+        raise all_at_once(f"{heading} (data.skip=[<id>, …] leaves cases out):", by_kind(faults))
+    logger.info("no faults")
+    return notes
+
+
+def summary(cohort: Cohort, seen: Sequence[Seen]) -> list[str]:
+    """What the data set holds, a line each: cases, channels, labels, shapes, spacings."""
+    lines = [f"{len(cohort.cases)} cases of {len({case.patient for case in cohort.cases})} patients"]
+    modalities = sorted({entry.modality for entry in seen if entry.modality})
+    lines.append(f"channels: {', '.join(cohort.channels)}" + (f" ({', '.join(modalities)})" if modalities else ""))
+    grids = [entry.geometry for entry in seen if entry.geometry is not None]
+    for count in sorted({grid.dimensions for grid in grids}):
+        of_kind = [grid for grid in grids if grid.dimensions == count]
+        shapes = _range(np.array([grid.shape for grid in of_kind]))
+        spacings = _range(np.array([grid.spacing for grid in of_kind]))
+        units = "/".join(sorted({grid.unit for grid in of_kind}))
+        stored = f", stored {', '.join(sorted({grid.axis_codes for grid in of_kind}))}" if count == 3 else ""
+        lines.append(f"{len(of_kind)} in {count}D: shape {shapes}, spacing {spacings} {units}{stored}")
+    if cohort.labels is not None:
+        held: Counter[int] = Counter()
+        for entry in seen:
+            held.update(value for value in entry.voxels)
+        names = cohort.labels.names.items()
+        lines.append("labels: " + ", ".join(f"{value} {name} (in {held[value]} cases)" for value, name in names))
+        if cohort.labels.regions:
+            lines.append(f"regions: {', '.join(f'{n} {list(v)}' for n, v in cohort.labels.regions.items())}")
+    return lines
+
+
+def by_kind(faults: Iterable[Fault], at_most: int | None = None) -> list[str]:
+    """The faults under a heading for each kind; a message that many cases share is one line with (``at_most`` of) their ids."""
+    kinds: dict[str, list[Fault]] = defaultdict(list)
+    for fault in faults:
+        kinds[fault.kind].append(fault)
+    lines = []
+    for kind in sorted(
+        kinds, key=lambda kind: (list(_HEADINGS).index(kind) if kind in _HEADINGS else len(_HEADINGS), kind)
+    ):
+        found = kinds[kind]
+        heading = f"{_HEADINGS.get(kind, kind.replace('_', ' '))} ({len(found)}): "
+        if len({fault.message for fault in found}) == 1 and len(found) > 1:
+            rest = f" … and {len(found) - at_most} more" if at_most and len(found) > at_most else ""
+            lines.append(f"{heading}{found[0].message}: {', '.join(fault.case for fault in found[:at_most])}{rest}")
+        elif len(found) == 1:
+            lines.append(f"{heading}{found[0]}")
+        else:
+            lines.append(heading + "".join(f"\n      {fault}" for fault in found))
+    return lines
+
+
+def _range(rows: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> str:
+    """Smallest to largest along each axis: ``31–43 × 40–59 × 24–47``."""
+    low, high = rows.min(0), rows.max(0)
+    return " × ".join(
+        f"{a:.4g}" if f"{a:.4g}" == f"{b:.4g}" else f"{a:.4g}–{b:.4g}" for a, b in zip(low, high, strict=True)
+    )

@@ -1,0 +1,118 @@
+"""``medseg plan``: measure a data set once, derive the plan from it, and write both down. Knows no configuration system."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import MedsegError
+from medseg.networks import divisor_of, resolve_builder
+from medseg.planning.fingerprint import Fingerprint, content_key, fingerprint
+from medseg.planning.plan import Plan
+from medseg.planning.planner import make_plan
+from medseg.planning.topology import Encoder
+from medseg.structures import Cohort
+
+logger = logging.getLogger(__name__)
+
+PLANNER = ("memory_gb", "orientation", "batch_size", "width", "normalisation", "match")
+
+
+def plan(
+    cohort: Cohort,
+    *,
+    planner: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    out: Path,
+    network: Mapping[str, Any],
+    task: str = "segmentation",
+    workers: int = 2,
+    trust: Sequence[str] = (),
+    progress: bool = True,
+) -> Plan:
+    """Write ``out`` (a YAML file, or the folder of a ``plan.yaml``), and ``fingerprint.json`` beside it.
+
+    The fingerprint is measured again only if a file, a label or a reader option changed. The same data give the same plan.
+
+    Args:
+        planner: options of `make_plan`, those of ``PLANNER``.
+        overrides: values of the plan that the user sets.
+        network: spec of the builder; its ``divisor`` and ``encoder`` (``plain`` or ``residual``) are obeyed where it has them.
+        trust: foreign builders that the user vouches for.
+
+    Raises:
+        MedsegError: cases that cannot be read, options that do not exist or contradict each other.
+    """
+    if cohort.labels is None:
+        raise MedsegError("plan: the data set has no labels; expected a mask for each image (set data.labels)")
+    unknown = sorted(set(planner) - set(PLANNER))
+    if unknown:
+        raise MedsegError(f"plan: the planner has no option {', '.join(unknown)}; it has {', '.join(PLANNER)}")
+    divisor = divisor_of(network, trust)
+    encoder: Encoder = getattr(resolve_builder(network["_target_"], trust), "encoder", "plain")
+    path = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    measured = _fingerprint(
+        cohort, overrides.get("options") or {}, path.with_name("fingerprint.json"), workers, progress
+    )
+    chosen = {name: value for name, value in planner.items() if value is not None}
+    made = make_plan(
+        measured,
+        cohort.channels,
+        cohort.labels,
+        task=task,
+        divisor=divisor,
+        encoder=encoder,
+        overrides=overrides,
+        **chosen,
+    )
+    _write(path, made.to_yaml())
+    logger.info("%s", describe(made))
+    logger.info("the plan is in %s", path)
+    return made
+
+
+def describe(made: Plan) -> str:
+    """The plan in a few lines, as a person wants to see it first."""
+    lines = [
+        f"grid       {_by(made.spacing)} {made.unit}, {made.orientation}; crop {made.crop}",
+        f"channels   {', '.join(f'{channel.name} ({channel.normalisation})' for channel in made.channels)}",
+        f"labels     {', '.join(made.labels.targets)}",
+        f"patch      {_by(made.patch_size)}, {made.batch_size} a batch",
+        f"network    {len(made.features)} stages of {', '.join(map(str, made.features))} features, divisor {_by(made.divisor)}",
+    ]
+    return "\n".join([f"plan for {made.task}", *(f"  {line}" for line in lines)])
+
+
+def _fingerprint(cohort: Cohort, options: Mapping[str, Any], path: Path, workers: int, progress: bool) -> Fingerprint:
+    """What was measured before, if it was of the same content; else measure and keep it."""
+    key = content_key(cohort, options, workers=workers, progress=progress)
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            return Fingerprint.from_json(json.dumps(kept["fingerprint"]), str(path))
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError, MedsegError):
+        logger.info("%s is not readable and is made again", path)
+    measured = fingerprint(cohort, options, workers=workers, progress=progress)
+    _write(path, f'{{"key": "{key}",\n"fingerprint": {measured.to_json()}}}\n')
+    return measured
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or nothing."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _by(values: Sequence[float]) -> str:
+    return "×".join(f"{value:g}" for value in values)

@@ -1,0 +1,217 @@
+"""One case through one or several models: windows and mirrorings here, meaning in the task, files elsewhere.
+
+`predict_grid` works on the plan's grid and serves training and prediction alike; `Predictor` goes the whole way from a
+case to a `Prediction` on the scan's own grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medseg.data.preprocess import Restoration, preprocess
+from medseg.errors import MachineError, MedsegError
+from medseg.evaluation.postprocess import apply_postprocessing
+from medseg.inference.runtime import Runtime, TorchRuntime
+from medseg.model import Model
+from medseg.planning.plan import Plan
+from medseg.scans import read_case
+from medseg.structures import Case, Prediction
+from medseg.tasks import build_task
+from medseg.tiling.windows import cut_window, window_starts
+from medseg.volume import Array, Volume
+
+if TYPE_CHECKING:
+    from medseg.tasks.base import Task
+
+
+def predict_grid(
+    runtimes: Sequence[Runtime],
+    array: Array,
+    plan: Plan,
+    task: Task,
+    *,
+    overlap: float = 0.5,
+    mirror: bool = True,
+    batch_size: int = 1,
+    on_window: Callable[[int, int], None] | None = None,
+) -> Any:
+    """What the networks say of one preprocessed case, merged by the task, on the plan's grid.
+
+    Each window is answered by every runtime in every mirroring over ``plan.mirror_axes``; the mean of what
+    `Task.activate` makes of the answers goes into the task's merger. Where the case is smaller than the patch, it lies
+    in the middle of a window of zeros, as in training.
+
+    Args:
+        runtimes: the members of an ensemble (one network: a list of one).
+        array: ``(C, *S)`` float32, as `preprocess` gives it.
+        overlap: what neighbouring windows share at least, 0 to below 1; nothing to do with cases that fit one window.
+        mirror: whether mirrored copies are predicted too (2 to the number of ``mirror_axes`` times the work).
+        batch_size: windows that go through a network at once.
+        on_window: called with (windows done, all windows) after each batch, for a progress bar.
+
+    Returns:
+        Whatever ``task.merger(...).result()`` returns; segmentation: probabilities ``(K, *S)`` float32.
+    """
+    if not runtimes:
+        raise MedsegError("predict: expected at least one model, found none")
+    shape, patch = array.shape[1:], plan.patch_size
+    starts = window_starts(shape, patch, overlap)
+    merger = task.merger(shape, patch)
+    flips = list(_mirrorings(plan.mirror_axes if mirror else ()))
+    for first in range(0, len(starts), batch_size):
+        lowers = starts[first : first + batch_size]
+        batch = torch.from_numpy(np.stack([cut_window(array, lower, patch) for lower in lowers]).astype(np.float32))
+        outputs = _mean_output(runtimes, batch, flips, task).cpu().numpy()
+        for output, lower in zip(outputs, lowers, strict=True):
+            merger.add(output, lower)
+        if on_window is not None:
+            on_window(first + len(lowers), len(starts))
+    return merger.result()
+
+
+def _mirrorings(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Every subset of the spatial ``axes``, as axes of a batch ``(B, C, *S)``; the first is none of them."""
+    for count in range(len(axes) + 1):
+        for chosen in itertools.combinations(axes, count):
+            yield tuple(axis + 2 for axis in chosen)
+
+
+@torch.inference_mode()
+def _mean_output(runtimes: Sequence[Runtime], batch: Tensor, flips: Sequence[tuple[int, ...]], task: Task) -> Tensor:
+    total: Tensor | None = None
+    for runtime in runtimes:
+        for axes in flips:
+            output = task.activate(runtime(batch.flip(axes) if axes else batch))
+            output = output.flip(axes) if axes else output
+            total = output if total is None else total.add_(output.to(total.device))
+    if total is None:
+        raise MedsegError("predict: expected at least one model, found none")
+    return total / (len(runtimes) * len(flips))
+
+
+class Predictor:
+    """An ensemble of models that share one plan, ready to say what it sees in a case.
+
+    Args:
+        models: the members; a single model is a list of one.
+        runtime: options of `TorchRuntime` (``device``, ``precision``, ``compile``).
+        overlap, mirror, batch_size: see `predict_grid`.
+        trust: targets of networks that are not built in.
+
+    Raises:
+        MedsegError: no model; members whose plans preprocess differently; an unknown runtime option.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        *,
+        runtime: Mapping[str, Any] | None = None,
+        overlap: float = 0.5,
+        mirror: bool = True,
+        batch_size: int = 1,
+        trust: Sequence[str] = (),
+    ) -> None:
+        if not models:
+            raise MedsegError("predict: expected at least one model, found none")
+        self.model = models[0]
+        self.plan = self.model.plan
+        for other in models[1:]:
+            _check_member(self.model, other)
+        try:
+            self._runtimes = [TorchRuntime(m.network_module(trust), **(runtime or {})) for m in models]
+        except TypeError as error:
+            raise MedsegError(f"runtime: {error}; it accepts device, precision, compile") from None
+        self.task = build_task(self.model.task, self.plan.labels)
+        self.members = tuple(m.sha256 for m in models)
+        self.postprocessing = _agreed([m.postprocessing for m in models])
+        window_starts((1,), (1,), overlap)  # an impossible overlap is named before any work
+        self._options: dict[str, Any] = {"overlap": overlap, "mirror": mirror, "batch_size": batch_size}
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the model, or of all members together."""
+        return self.members[0] if len(self.members) == 1 else hashlib.sha256("".join(self.members).encode()).hexdigest()
+
+    def runtime_description(self) -> dict[str, str]:
+        """Device and number format, for a manifest."""
+        runtime = self._runtimes[0]
+        return {"device": runtime.device.type, "precision": "bf16" if runtime.bf16 else "float32"}
+
+    def predict(self, case: Case) -> Prediction:
+        """Read the case's channels and say what is in it.
+
+        Raises:
+            MedsegError: a channel cannot be read, or the scan does not fit the plan.
+        """
+        return self.predict_volume(read_case(case, self.plan.options), case.id)
+
+    def predict_volume(self, volume: Volume, case: str) -> Prediction:
+        """`predict` of a volume that is read already; ``case`` is the id that the prediction bears."""
+        return self.outcome(volume, case).prediction
+
+    def outcome(self, volume: Volume, case: str, on_window: Callable[[int, int], None] | None = None) -> Outcome:
+        """A prediction with what it was decided from, for writing probabilities.
+
+        Raises:
+            MedsegError: the volume does not fit the plan.
+            MachineError: the memory does not hold the result.
+        """
+        array, restoration = preprocess(volume, self.plan)
+        try:
+            merged = predict_grid(self._runtimes, array, self.plan, self.task, on_window=on_window, **self._options)
+        except MemoryError as error:
+            raise MachineError(
+                f"case {case!r}: the memory does not hold its result on the plan's grid {array.shape[1:]}: {error}"
+            ) from None
+        prediction = self.task.decode(case, merged, restoration, self.model.working_point)
+        if prediction.mask is not None and self.postprocessing:
+            # On the plan's axes, so that of two equally large components the same one stays however the scan is stored.
+            turn, scan = restoration.turn, prediction.geometry
+            turned, geometry = turn.apply(prediction.mask), turn.apply_to_geometry(scan)
+            kept = apply_postprocessing(turned, geometry, prediction.labels, self.postprocessing)
+            prediction = replace(prediction, mask=turn.inverse().apply(kept))
+        return Outcome(prediction, merged, restoration)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A prediction on the scan's own grid, the merged output on the plan's grid, and the way from one to the other."""
+
+    prediction: Prediction
+    merged: Any
+    restoration: Restoration
+
+
+def _agreed(options: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The post-processing that every member of an ensemble would do: a label's gentlest rule, none if one has none."""
+    agreed: dict[str, dict[str, Any]] = {}
+    for name in set(options[0]).intersection(*options[1:]):
+        rules = [member[name] for member in options]
+        if len({rule.get("unit") for rule in rules}) == 1:
+            largest = all(rule.get("largest", False) for rule in rules)
+            smallest = min(rule.get("smallest", 0.0) for rule in rules)
+            agreed[name] = {**rules[0], "largest": largest, "smallest": smallest}
+    return agreed
+
+
+def _check_member(first: Model, other: Model) -> None:
+    """Raises MedsegError unless both may be averaged: one preprocessing, patch, task and set of labels."""
+    for name, a, b in (
+        ("preprocessing", first.plan.preprocessing_key(), other.plan.preprocessing_key()),
+        ("patch_size", first.plan.patch_size, other.plan.patch_size),
+        ("task", dict(first.task), dict(other.task)),
+    ):
+        if a != b:
+            raise MedsegError(
+                f"these models are no ensemble, as their {name} differs ({a} and {b}): folds share one plan. "
+                "Predict with each, or name them: model={a: …, b: …}"
+            )

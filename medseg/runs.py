@@ -1,0 +1,183 @@
+"""From a composed configuration to one call: which arguments the command of each verb gets.
+
+Plain data come in and a function with everything bound goes out, so that commands know nothing of configurations. A command
+and what it needs (torch, for most) is imported only when its verb is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medseg import targets
+from medseg.errors import MedsegError
+
+Config = dict[str, Any]
+
+
+def build_run(verb: str, config: Config) -> Callable[[], Any]:
+    """What ``medseg <verb>`` does: its command with every argument bound.
+
+    The data set is listed here and everything that can be mistyped is checked: when it raises, nothing has begun.
+
+    Raises:
+        MedsegError: a target or an argument that does not exist, or data that cannot be listed.
+    """
+    return _RUNS[verb](config)
+
+
+def destination(verb: str, config: Config) -> str | None:
+    """What the command writes: two jobs of one ``--multirun`` must not share it."""
+    keys = {"plan": "out", "evaluate": "out", "predict": "output", "demo": "folder"}
+    return str(config["run"]["dir"]) if verb == "train" else str(config[keys[verb]]) if verb in keys else None
+
+
+def _check(config: Config) -> Callable[[], Any]:
+    from medseg.commands.check import check
+
+    return functools.partial(check, _cohort(config), dimensions=config["dimensions"])
+
+
+def _plan(config: Config) -> Callable[[], Any]:
+    from medseg.commands.plan import plan
+
+    return functools.partial(
+        plan,
+        _cohort(config),
+        **_planning(config),
+        out=_path(config["out"]),
+        network=config["network"],
+        task=config["task"]["name"],
+        workers=_workers(config),
+        trust=_trusted(config),
+    )
+
+
+def _train(config: Config) -> Callable[[], Any]:
+    from medseg.commands.train import train
+
+    return functools.partial(
+        train,
+        _cohort(config),
+        **_planning(config),
+        run_dir=_path(config["run"]["dir"]),
+        cache_dir=_path(config["cache"]["dir"]),
+        network=config["network"],
+        task=config["task"],
+        loss=targets.partial(config["loss"], where="loss"),
+        augment=targets.partial(config["augment"], where="augment"),
+        loader=targets.partial(config["loader"], where="loader"),
+        optim=config["optim"],
+        trainer=config["trainer"],
+        loggers=functools.partial(_loggers, config["logger"] or {}),
+        new=config["run"]["new"],
+        init=_optional_path(config["init"]),
+        trust=_trusted(config),
+        config=config,
+        **{name: config[name] for name in ("fold", "folds", "tune", "seed")},
+    )
+
+
+def _evaluate(config: Config) -> Callable[[], Any]:
+    from medseg.commands.evaluate import evaluate
+
+    names = (
+        "split",
+        "fold",
+        "tolerance_mm",
+        "bootstrap",
+        "baselines",
+        "overlap",
+        "mirror",
+        "overwrite",
+        "runtime",
+        "trust",
+    )
+    return functools.partial(
+        evaluate,
+        cohort=_cohort(config),
+        out=_path(config["out"]),
+        **{name: _optional_path(config[name]) for name in ("model", "predictions", "splits")},
+        **{name: config[name] for name in names},
+    )
+
+
+def _predict(config: Config) -> Callable[[], Any]:
+    from medseg.commands.predict import predict
+
+    model, scans = config["model"], config["input"]
+    names = (
+        "overlap",
+        "mirror",
+        "batch_size",
+        "save_probabilities",
+        "overlays",
+        "overwrite",
+        "workers",
+        "runtime",
+        "trust",
+    )
+    return functools.partial(
+        predict,
+        model={name: _path(folder) for name, folder in model.items()} if isinstance(model, dict) else _path(model),
+        input=[_path(path) for path in scans] if isinstance(scans, list) else _path(scans),
+        output=_path(config["output"]),
+        **{name: config[name] for name in names},
+    )
+
+
+def _demo(config: Config) -> Callable[[], Any]:
+    from medseg.commands.demo import demo
+
+    names = ("minutes", "seed", "cases")
+    return functools.partial(demo, folder=_path(config["folder"]), **{name: config[name] for name in names})
+
+
+_RUNS = {"check": _check, "plan": _plan, "train": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}
+
+
+def _cohort(config: Config) -> Any:
+    return targets.build(config["data"], where="data")
+
+
+def _planning(config: Config) -> dict[str, Any]:
+    """Options of the planner, and the values of the plan that the user sets (null: computed)."""
+    from medseg.commands.plan import PLANNER
+
+    chosen = {name: value for name, value in config["plan"].items() if value is not None}
+    planner = {name: chosen.pop(name) for name in PLANNER if name in chosen}
+    return {"planner": planner, "overrides": chosen}
+
+
+def _trusted(config: Config) -> list[str]:
+    """What the user vouches for: ``trust``, and the network that this very command names."""
+    return [*config["trust"], config["network"]["_target_"]]
+
+
+def _loggers(specs: Mapping[str, Any], folder: Path) -> list[Any]:
+    """The loggers of a run, each writing into the run folder."""
+    try:
+        return [targets.build(spec, where=f"logger.{name}", save_dir=folder) for name, spec in specs.items()]
+    except ModuleNotFoundError as error:
+        hint = f"pip install 'medseg[{next(iter(specs))}]'"
+        raise MedsegError(f"logger {', '.join(specs)}: {error}; install it: {hint}") from None
+
+
+def _workers(config: Config) -> int:
+    return int(config["workers"]) if config["workers"] is not None else _cores()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _path(value: Any) -> Path:
+    return Path(str(value)).expanduser()
+
+
+def _optional_path(value: Any) -> Path | None:
+    return None if value is None else _path(value)

@@ -1,0 +1,184 @@
+"""Everything that is wrong with a data set, at once: each case is read as training would read it, and compared with the others.
+
+Kinds of faults: those of `reading.ScanError` (``unreadable``, ``truncated``, ``not_3d``, ``grids_differ``, ``non_integer`` …),
+those of the layout (``image_without_label``, ``label_without_image``, ``missing_channel`` …), and here ``wrong_dimensions``,
+``channels``, ``not_finite``, ``blank_image``, ``spacing``, ``unknown_label``, ``empty_label``, ``duplicate``, ``near_duplicate``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from medseg.scans import read_case, read_mask
+from medseg.scans.duplicates import Print, duplicates, print_of
+from medseg.scans.find import NO_SCAN
+from medseg.scans.reading import ScanError
+from medseg.structures import Case, Cohort, Fault, unique_values
+from medseg.volume import Array, Geometry
+
+_Say = Callable[[str, str], None]
+
+NOTES = frozenset(("empty_label", NO_SCAN))
+"""Kinds that are listed and stop nobody: a scan without anything to find is as good a case as any."""
+
+LEAST_SPACING_MM, MOST_SPACING_MM, MOST_ANISOTROPY = 0.01, 50.0, 100.0
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What was seen of one case: nothing but faults where it could not be read.
+
+    ``voxels`` is the number of voxels of each value above 0 of its mask.
+    """
+
+    case: Case
+    geometry: Geometry | None = None
+    channels: int = 0
+    modality: str = ""
+    voxels: Mapping[int, int] = field(default_factory=dict)
+    print: Print | None = None
+    faults: tuple[Fault, ...] = ()
+
+
+def faults(cohort: Cohort, dimensions: int | None = None, *, progress: bool = True, workers: int = 2) -> list[Fault]:
+    """All faults of a data set, those of its layout first, then case by case, then those of several cases.
+
+    Args:
+        dimensions: 2 for pictures, 3 for volumes; None for what most cases are.
+    """
+    return compare(cohort, examine(cohort, progress=progress, workers=workers), dimensions)
+
+
+def examine(cohort: Cohort, *, progress: bool = True, workers: int = 2) -> list[Seen]:
+    """Read every case once, by ``workers`` threads (decompressing and numpy leave the interpreter to the others)."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        results = pool.map(lambda case: _examine(case, cohort), cohort.cases)
+        return list(tqdm(results, total=len(cohort.cases), desc="checking", unit="case", disable=not progress))
+
+
+def compare(cohort: Cohort, seen: Sequence[Seen], dimensions: int | None = None) -> list[Fault]:
+    """The faults of the layout and of each case, and what only shows when cases are compared."""
+    found = [*cohort.faults, *(fault for entry in seen for fault in entry.faults)]
+    usual = Counter(entry.geometry.dimensions for entry in seen if entry.geometry).most_common(1)
+    expected = dimensions or (usual[0][0] if usual else 3)
+    for entry in seen:
+        if entry.geometry and entry.geometry.dimensions != expected:
+            what, wanted = ("a picture", "a volume (3D)") if expected == 3 else ("a volume", "a picture (2D)")
+            reason = f"{entry.case.images[0].files[0].name} is {what} ({entry.geometry.describe()}) where {wanted} is expected"
+            found.append(
+                Fault(entry.case.id, "wrong_dimensions", f"{reason}; leave the case out with {_skip(entry.case)}")
+            )
+    return [*found, *_duplicate_faults(seen)]
+
+
+def duplicate_groups(cohort: Cohort, *, progress: bool = True, workers: int = 2) -> dict[str, str]:
+    """Case id → the first id of its group, for cases that are the same or nearly the same as another patient's.
+
+    A split that keeps groups on one side does not test on what it was fitted on.
+    """
+    seen = examine(cohort, progress=progress, workers=workers)
+    exact, near = _duplicates(seen)
+    return {case: group[0] for group in (*near, *exact) for case in group}
+
+
+def _examine(case: Case, cohort: Cohort) -> Seen:
+    found: list[Fault] = []
+
+    def say(kind: str, reason: str) -> None:
+        found.append(Fault(case.id, kind, reason.removeprefix(f"case {case.id!r}: ")))
+
+    geometry, modality, channels, print_ = None, "", 0, None
+    try:
+        volume = read_case(case)
+        geometry, modality, channels = volume.geometry, volume.modality, len(volume.data)
+        if channels != len(cohort.channels):
+            names = ", ".join(cohort.channels)
+            say(
+                "channels",
+                f"expected {len(cohort.channels)} channel(s) ({names}), found {channels}; convert it, or {_skip(case)}",
+            )
+        _check_values(volume.data, cohort.channels, say)
+        _check_spacing(geometry, say)
+        print_ = print_of(case.id, case.patient, volume.data)
+    except (ScanError, OSError) as error:
+        say(error.kind if isinstance(error, ScanError) else "unreadable", str(error))
+    voxels: dict[int, int] = {}
+    if case.label is not None:
+        try:
+            mask, _ = read_mask(case.label, geometry)
+            voxels = _check_mask(mask, cohort, say)
+        except (ScanError, OSError) as error:
+            kind = error.kind if isinstance(error, ScanError) else "unreadable"
+            say(kind, f"{error} with {_skip(case)}" if kind == "grids_differ" else str(error))
+    return Seen(case, geometry, channels, modality, voxels, print_, tuple(found))
+
+
+def _check_values(image: Array, names: Sequence[str], say: _Say) -> None:
+    for number, channel in enumerate(image):
+        name = f"channel {number} ({names[number]})" if len(image) == len(names) > 1 else "the image"
+        finite = np.isfinite(channel)
+        if not finite.all():
+            nan, lost = int(np.isnan(channel).sum()), int((~finite).sum())
+            say(
+                "not_finite", f"{name} holds {nan} NaN and {lost - nan} infinite of {channel.size} values; replace them"
+            )
+        elif channel.min() == channel.max():
+            say("blank_image", f"{name} holds one value everywhere ({float(channel.min()):g}); was it exported whole?")
+
+
+def _check_spacing(geometry: Geometry, say: _Say) -> None:
+    if geometry.unit != "mm":
+        return
+    low, high = min(geometry.spacing), max(geometry.spacing)
+    if low < LEAST_SPACING_MM or high > MOST_SPACING_MM or high / low > MOST_ANISOTROPY:
+        expected = f"{LEAST_SPACING_MM} to {MOST_SPACING_MM:g} mm, at most 1:{MOST_ANISOTROPY:g}"
+        say("spacing", f"absurd spacing: {geometry.describe()}; expected {expected}. Mend the header")
+
+
+def _check_mask(mask: Array, cohort: Cohort, say: _Say) -> dict[int, int]:
+    values, counts = np.unique(mask, return_counts=True)
+    voxels = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != 0}
+    if cohort.labels is not None:
+        unknown = unique_values(cohort.labels, list(voxels))
+        if unknown:
+            listed = ", ".join(f"{value} ({voxels[value]} voxels)" for value in unknown[:5])
+            known = ", ".join(f"{value} {name}" for value, name in cohort.labels.names.items())
+            say(
+                "unknown_label",
+                f"the label holds {listed}, which nothing names; known are {known}. Name it or mend the label",
+            )
+        if not set(voxels) & set(cohort.labels.names):
+            say("empty_label", "the label marks nothing")
+    elif not voxels:
+        say("empty_label", "the label marks nothing")
+    return voxels
+
+
+def _duplicates(seen: Sequence[Seen]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    cases = {entry.case.id: entry.case for entry in seen}
+    prints = [entry.print for entry in seen if entry.print is not None]
+    return duplicates(prints, lambda case: read_case(cases[case]).data[0])
+
+
+def _duplicate_faults(seen: Sequence[Seen]) -> list[Fault]:
+    exact, near = _duplicates(seen)
+    advice = "keep one, or give them one patient in the table"
+    found = []
+    for kind, groups, what in (
+        ("duplicate", exact, "the same pixels as"),
+        ("near_duplicate", near, "nearly the same as"),
+    ):
+        for first, *others in groups:
+            listed = ", ".join(others[:8]) + (" …" if len(others) > 8 else "")
+            found.append(Fault(first, kind, f"{what} {listed}, of another patient; {advice}"))
+    return found
+
+
+def _skip(case: Case) -> str:
+    return f"data.skip=[{case.id}]"

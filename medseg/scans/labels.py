@@ -1,0 +1,154 @@
+"""What the values of masks mean: label tables from what a user or a data set says, or from the masks themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from medseg.errors import MedsegError
+from medseg.scans import read_mask
+from medseg.scans.reading import ScanError
+from medseg.structures import LabelTable, Source
+from medseg.volume import Array
+
+BACKGROUND = "background"
+MOST_VALUES = 1000
+
+Names = Mapping[Any, Any] | Sequence[str]
+"""``{1: "liver"}``, ``{"liver": 1}``, ``{"whole": [1, 2]}`` or ``["liver", …]``."""
+
+
+def label_table(
+    names: Names,
+    *,
+    ignore: int | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
+    paint: Sequence[int] | None = None,
+) -> LabelTable:
+    """A label table from its plain description.
+
+    Args:
+        names: ``{1: "liver"}``, ``{"liver": 1}``, or ``["liver", …]`` counted from 1 (from 0 where the first is
+            ``"background"``). Background may be named or not. A name may stand for several values
+            (``{"whole": [1, 2]}``, as nnU-Net writes regions): then each entry is a region.
+        ignore: mask value that is left out of loss and metrics; an entry named ``"ignore"`` says the same.
+        regions: name → values of regions that overlap.
+        paint: the value that each region is painted with; may be left out where each region has one value that no later
+            region holds.
+
+    Raises:
+        MedsegError: no label, two of one value or name, or a region that cannot be painted.
+    """
+    values = _by_name(names)
+    ignored = values.pop("ignore", None)
+    if ignored is not None and len(ignored) == 1:
+        ignore = ignored[0] if ignore is None else ignore
+    values = {name: held for name, held in values.items() if held != (0,)}
+    if any(len(held) > 1 for held in values.values()):
+        regions = {**values, **(regions or {})}
+        named = {v: f"value_{v}" for held in values.values() for v in held if v}
+    else:
+        named = {}
+        for name, (value,) in values.items():
+            if value in named:
+                raise MedsegError(
+                    f"labels: {named[value]!r} and {name!r} both have value {value}; give each a value of its own"
+                )
+            named[value] = name
+    parts = {str(name): tuple(int(v) for v in held) for name, held in (regions or {}).items()}
+    return LabelTable(named, ignore, parts, tuple(paint) if paint is not None else _paint(parts))
+
+
+def found_labels(masks: Sequence[Source], *, ignore: int | None = None, progress: bool = False) -> dict[int, str]:
+    """Value → ``"label_<value>"`` for every value above 0 in ``masks``; masks that cannot be read are passed over.
+
+    Raises:
+        MedsegError: no mask holds a label, or the masks hold so many values that they are no labels.
+    """
+    found: set[int] = set()
+    for source in tqdm(masks, desc="finding labels", unit="mask", disable=not progress, leave=False, delay=1):
+        try:
+            mask, _ = read_mask(source)
+        except ScanError:
+            continue  # `check` says why
+        found.update(present(mask))
+        if len(found) > MOST_VALUES:
+            raise MedsegError(
+                f"{source.files[0]}: the masks hold more than {MOST_VALUES} values; are they images? "
+                "Expected a few whole numbers: look at data.labels"
+            )
+    values = sorted(v for v in found if v > 0 and v != ignore)
+    if not values:
+        raise MedsegError(
+            f"none of the {len(masks)} masks holds a label (a value above 0); is data.labels the right folder?"
+        )
+    return {value: f"label_{value}" for value in values}
+
+
+def present(mask: Array) -> list[int]:
+    """The values that occur in an integer mask, ascending."""
+    if mask.dtype.itemsize == 1:
+        return [
+            int(v) for v in np.flatnonzero(np.bincount(mask.view(np.uint8).ravel(), minlength=256)).astype(mask.dtype)
+        ]
+    return [int(v) for v in np.unique(mask)]
+
+
+def _by_name(names: Names) -> dict[str, tuple[int, ...]]:
+    """Name → mask values, whichever way round they were given."""
+    if isinstance(names, str) or not isinstance(names, (Mapping, Sequence)):
+        raise MedsegError(f"labels: expected {{1: liver}}, {{liver: 1}} or [liver], found {names!r}")
+    if not isinstance(names, Mapping):
+        start = 0 if names and str(names[0]).lower() == BACKGROUND else 1
+        return _unique((str(name), (value,)) for value, name in enumerate(names, start))
+    pairs: list[tuple[str, tuple[int, ...]]] = []
+    for key, value in names.items():
+        if isinstance(value, (list, tuple)):
+            pairs.append((str(key), tuple(_whole(v) for v in value)))
+        elif _is_whole(key) and not _is_whole(value):
+            pairs.append((str(value), (_whole(key),)))
+        elif _is_whole(value):
+            pairs.append((str(key), (_whole(value),)))
+        else:
+            raise MedsegError(f"labels: expected a whole number and a name, found {key!r}: {value!r}")
+    return _unique(pairs)
+
+
+def _unique(pairs: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for name, values in pairs:
+        if name in found:
+            raise MedsegError(
+                f"labels: the name {name!r} stands for {found[name]} and for {values}; name each value once"
+            )
+        found[name] = values
+    return found
+
+
+def _paint(regions: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The one value of each region that no later region holds: painting in order then gives every voxel its value back."""
+    painted = []
+    names = list(regions)
+    for number, name in enumerate(names):
+        later = {v for other in names[number + 1 :] for v in regions[other]}
+        own = sorted(set(regions[name]) - later)
+        if len(own) != 1:
+            raise MedsegError(
+                f"regions: {name!r} holds {own or 'no value'} beside the regions after it, expected one value; order the regions "
+                "from whole to core, or say with which value each is painted"
+            )
+        painted.append(own[0])
+    return tuple(painted)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("-").isdigit())
+
+
+def _whole(value: object) -> int:
+    if not _is_whole(value):
+        raise MedsegError(f"labels: expected whole numbers as mask values, found {value!r}")
+    return int(str(value).strip())

@@ -1,0 +1,120 @@
+"""MetaImage files: ``.mha`` (header and pixels) and ``.mhd`` (a header that names its pixel file). numpy and zlib suffice.
+
+Keys as in the MetaIO documentation: ``Offset`` is the centre of the first voxel, each row of ``TransformMatrix`` the direction
+of one axis, both LPS; the first axis varies fastest.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from medseg.errors import MedsegError
+from medseg.scans.reading import ScanError, check_claim, decoding
+from medseg.structures import Source
+from medseg.volume import Array, Geometry
+
+_TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+_LONGEST_HEADER = 65536
+
+
+def read_geometry(source: Source) -> Geometry:
+    """The grid from the header alone, RAS+ mm. Raises ScanError as `read`."""
+    return _geometry(source.files[0], _header(source.files[0])[0])
+
+
+def read(source: Source) -> tuple[Array, Geometry]:
+    """Pixels ``(C, I, J, K)`` as stored and their grid; C = 3 for colours.
+
+    Raises:
+        ScanError: not readable, not 3D, truncated, or spread over a list of files.
+    """
+    path = source.files[0]
+    header, start = _header(path)
+    geometry = _geometry(path, header)
+    channels = int(header.get("ElementNumberOfChannels", "1"))
+    if header.get("ElementType") not in _TYPES or channels not in (1, 3):
+        raise ScanError(
+            f"{path}: {channels} × {header.get('ElementType')} a voxel is not understood; expected 1 or 3 numbers"
+        )
+    big = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False")).lower() == "true"
+    dtype = np.dtype(_TYPES[header["ElementType"]]).newbyteorder(">" if big else "<")
+    zipped = header.get("CompressedData", "False").lower() == "true"
+    size = math.prod(geometry.shape) * channels * dtype.itemsize
+    named = header["ElementDataFile"]
+    if named.upper().startswith("LIST") or "%" in named:
+        reason = f"{path}: its pixels are spread over several files; convert it to one .mha or .nii.gz file"
+        raise ScanError(reason, "unsupported")
+    data_file = path if named.upper() == "LOCAL" else path.parent / named
+    with decoding(data_file, "MetaImage"):
+        check_claim(path, "MetaImage", size, data_file.stat().st_size, zipped)
+        with data_file.open("rb") as file:
+            skip = int(header.get("HeaderSize", "0"))
+            file.seek(start if data_file == path else max(skip, 0))
+            if skip == -1 and not zipped:
+                file.seek(-size, 2)
+            raw = zlib.decompressobj(47).decompress(file.read(), size) if zipped else file.read(size)
+    if len(raw) < size:
+        raise ScanError(
+            f"{path}: truncated: expected {size:,} bytes of pixels, found {len(raw):,}; copy it again", "truncated"
+        )
+    array = np.frombuffer(raw, dtype).reshape((channels, *geometry.shape), order="F")
+    return array.astype(dtype.newbyteorder("=")), geometry
+
+
+def _header(path: Path) -> tuple[dict[str, str], int]:
+    """The keys and where the pixels start: ``ElementDataFile`` is the last key by definition."""
+    with decoding(path, "MetaImage"), path.open("rb") as file:
+        start = file.read(_LONGEST_HEADER)
+    header: dict[str, str] = {}
+    position = 0
+    while "ElementDataFile" not in header:
+        end = start.find(b"\n", position)
+        if end < 0:
+            raise ScanError(f"{path}: its MetaImage header has no ElementDataFile; the file is damaged or cut short")
+        key, _, value = start[position:end].decode("latin-1").partition("=")
+        header[key.strip()] = value.strip()
+        position = end + 1
+    return header, position
+
+
+def _geometry(path: Path, header: dict[str, str]) -> Geometry:
+    def numbers(*keys: str) -> list[float] | None:
+        text = next((header[key] for key in keys if key in header), None)
+        return None if text is None else [float(word) for word in text.split()]
+
+    with decoding(path, "MetaImage"):
+        sizes = [int(n) for n in numbers("DimSize") or []]
+        dimensions = int(header.get("NDims", len(sizes)))
+    if len(sizes) != 3 or dimensions != 3:
+        found = "×".join(map(str, sizes))
+        raise ScanError(
+            f"{path}: expected a 3D volume, found {dimensions}D {found}; split it into one file a volume", "not_3d"
+        )
+    with decoding(path, "MetaImage"):
+        spacing = np.array(numbers("ElementSpacing", "ElementSize") or [1.0] * 3)
+        matrix = np.array(numbers("TransformMatrix", "Rotation", "Orientation") or np.eye(3).ravel()).reshape(3, 3)
+        affine = np.eye(4)
+        affine[:3, :3] = matrix.T * spacing
+        affine[:3, 3] = numbers("Offset", "Position", "Origin") or [0.0] * 3
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    try:
+        return Geometry(tuple(sizes), affine)
+    except MedsegError as error:
+        raise ScanError(f"{path}: {error}", "bad_affine") from None

@@ -1,0 +1,60 @@
+"""How a file that cannot be read is said: one error with a kind, made of whatever a decoder raises. Opens nothing itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medseg.errors import MedsegError
+
+logger = logging.getLogger(__name__)
+
+COMPRESSION_LIMIT = 1100
+"""gzip makes zeros at most 1032 times smaller: a header that claims more than that of its file is wrong."""
+
+
+class ScanError(MedsegError):
+    """A scan that cannot be used as it is. ``kind`` is the short stable word under which `check` lists it."""
+
+    def __init__(self, message: str, kind: str = "unreadable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@contextmanager
+def decoding(path: Path, family: str, name: str = "") -> Iterator[None]:
+    """Turn whatever a decoder raises on broken bytes into a `ScanError` that names the file (by ``name``, if given).
+
+    Decoders of foreign bytes raise nearly anything (struct.error, zlib.error, KeyError …), hence the broad clause; wrap
+    the decoder's call alone in it.
+    """
+    name = name or str(path)
+    try:
+        yield
+    except MedsegError:
+        raise
+    except FileNotFoundError:
+        raise ScanError(f"{name}: no such file", "missing_file") from None
+    except MemoryError:
+        raise ScanError(
+            f"{name}: the {family} header claims more pixels than memory holds; the file is damaged"
+        ) from None
+    except Exception as error:
+        logger.debug("%s: %s", path.name, error, exc_info=True)
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ScanError(
+            f"{name}: cannot be read as {family} ({reason}); the file is damaged or cut short: copy it again or leave it out"
+        ) from None
+
+
+def check_claim(path: Path, family: str, claimed_bytes: int, stored_bytes: int, compressed: bool) -> None:
+    """Refuse a header that claims more pixels than the file can hold, before memory is taken for them."""
+    most = stored_bytes * (COMPRESSION_LIMIT if compressed else 1) + (4096 if compressed else 0)
+    if claimed_bytes > most:
+        raise ScanError(
+            f"{path}: the {family} header claims {claimed_bytes:,} bytes of pixels, the file holds {stored_bytes:,}; "
+            "it is damaged or cut short: copy it again or leave it out",
+            "truncated",
+        )

@@ -1,0 +1,162 @@
+"""Runs the loop: from a module and its data to the weights that are kept, going on from the last checkpoint where there is one."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import safetensors.torch
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from medseg.data.store import StoredCase
+from medseg.errors import MedsegError
+from medseg.inference.runtime import Precision
+from medseg.training.callbacks import Clock, Progress, Record
+from medseg.training.module import TrainingModule
+from medseg.training.settings import TrainerSettings
+
+logger = logging.getLogger(__name__)
+Loggers = Callable[[Path], Sequence[Logger]]
+"""Makes the loggers of a run, given its folder."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run ended with: the kept weights, and the rows of its figures (one an epoch)."""
+
+    weights: dict[str, Tensor]
+    rows: list[dict[str, float]]
+    best_epoch: int
+    best_score: float
+    seconds: float
+
+
+class TrainingData(pl.LightningDataModule):
+    """Gives each process its share of the crops, and every process all ``tune`` cases."""
+
+    def __init__(self, make_loader: Callable[[int, int], Any], tune: Sequence[StoredCase]) -> None:
+        super().__init__()
+        self._make_loader = make_loader
+        self._tune = list(tune)
+        self.loader: Any = None
+
+    def train_dataloader(self) -> Any:
+        trainer = self.trainer
+        self.loader = self._make_loader(trainer.global_rank, trainer.world_size) if trainer else self._make_loader(0, 1)
+        return self.loader
+
+    def val_dataloader(self) -> DataLoader[StoredCase]:
+        return DataLoader(self._tune, batch_size=None)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return (
+            batch if isinstance(batch, StoredCase) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        )
+
+
+def fit(
+    module: TrainingModule,
+    data: TrainingData,
+    settings: TrainerSettings,
+    folder: Path,
+    *,
+    started: float,
+    precision: Precision,
+    loggers: Sequence[Logger] = (),
+    reserve: float = 0.0,
+    draw: Callable[[list[dict[str, float]]], None] = lambda rows: None,
+) -> Fitted:
+    """Train until the schedule ends, the clock cuts or patience runs out; a second call goes on where the first stopped.
+
+    Args:
+        folder: the run folder; ``checkpoints/`` and ``training.csv`` are written there.
+        started: ``time.monotonic()`` at the start of the command, from which the budget counts.
+        precision: ``"bf16"`` or ``"float32"``, already decided.
+        reserve: seconds of the budget that are kept for what follows the training.
+        draw: called with the rows so far, to draw curves and samples.
+
+    Raises:
+        MachineError: the loss is not finite, or the disk is full; running again goes on.
+        KeyboardInterrupt: interrupted by the user; running again goes on.
+    """
+    last = folder / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True, exist_ok=True)
+    state = load_checkpoint(last)["medseg"] if last.exists() else {"total_steps": module.total_steps, "finished": False}
+    record = Record(folder, settings, draw)
+    clock = Clock(settings, started, reserve)
+    trainer = make_trainer(
+        settings, folder, precision, state["total_steps"], [clock, record, Progress(settings, record)], loggers
+    )
+    if last.exists():
+        logger.info("going on from %s", last.name)
+    if state["finished"]:
+        callbacks = load_checkpoint(last)["callbacks"]
+        record.load_state_dict(callbacks["Record"])
+        clock.load_state_dict(callbacks["Clock"])
+    else:
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        finally:
+            if data.loader is not None and hasattr(data.loader, "close"):
+                data.loader.close()
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    weights = safetensors.torch.load_file(last.with_name("best.safetensors"))
+    return Fitted(weights, record.rows, record.best_epoch, record.best_score, clock.elapsed)
+
+
+def make_trainer(
+    settings: TrainerSettings,
+    folder: Path,
+    precision: Precision,
+    total_steps: int | None,
+    callbacks: Sequence[pl.Callback],
+    loggers: Sequence[Logger],
+) -> pl.Trainer:
+    """A Trainer that leaves data order, checkpoints and progress to us."""
+    epochs = settings.max_epochs if total_steps is None else -(-total_steps // settings.steps_per_epoch)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+    many = settings.devices not in ("auto", 1, "1")
+    try:
+        return pl.Trainer(
+            accelerator=settings.accelerator,
+            devices=1 if settings.accelerator in ("auto", "cpu") and not many else settings.devices,
+            strategy="ddp" if many else "auto",
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+            max_epochs=epochs,
+            gradient_clip_val=settings.clip or None,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            log_every_n_steps=max(1, min(50, settings.steps_per_epoch)),
+            callbacks=list(callbacks),
+            logger=list(loggers) or False,
+            default_root_dir=folder,
+        )
+    except (ValueError, RuntimeError) as error:  # an accelerator that is not there
+        raise MedsegError(
+            f"trainer.accelerator={settings.accelerator} trainer.devices={settings.devices}: {error}"
+        ) from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of this or an earlier process. Raises MedsegError where the file is not one."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint["medseg"], checkpoint["callbacks"]
+    except Exception as error:  # whatever torch raises for a damaged file
+        raise MedsegError(f"{path}: not a checkpoint of medseg ({error}); start afresh with run.new=true") from None
+    return checkpoint

@@ -1,0 +1,99 @@
+"""The run folder: which command it belongs to, whether it is finished, and its log. The same command goes on with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medseg.errors import MedsegError, all_at_once
+
+OF_THIS_CALL = {"run.new", "run.dir", "trainer.workers", "trainer.pictures"}
+"""Settings that may differ between two calls of one run: they change neither weights nor figures."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``config.yaml plan.yaml splits.json training.csv checkpoints/ model/ log.txt`` under ``path``."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, config: Mapping[str, Any], *, new: bool = False) -> RunFolder:
+        """The folder of the run that ``config`` asks for: made, or found as an earlier call left it.
+
+        Args:
+            new: start another run beside an existing one, in ``<path>.2``, ``<path>.3`` …
+
+        Raises:
+            MedsegError: the folder holds a run of another configuration (every difference is named), or something else.
+        """
+        path = Path(path)
+        if new and path.exists():
+            path = next(p for n in range(2, 10_000) if not (p := path.with_name(f"{path.name}.{n}")).exists())
+        kept = path / "config.yaml"
+        if path.exists() and any(path.iterdir()) and not kept.exists():
+            raise MedsegError(
+                f"{path}: expected a new folder or a run folder, found other files; set run.dir to another"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        if kept.exists():
+            differences = compare(yaml.safe_load(kept.read_text(encoding="utf-8")) or {}, config)
+            if differences:
+                heading = (
+                    f"{path}: holds a run with another configuration; set run.new=true or another run.dir, or undo"
+                )
+                raise all_at_once(heading, differences)
+        else:
+            write_text(kept, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        return cls(path)
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def finished(self) -> bool:
+        return (self.model / "model.yaml").exists()
+
+    @contextmanager
+    def log(self) -> Iterator[None]:
+        """Everything that medseg logs meanwhile also goes to ``log.txt``."""
+        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root = logging.getLogger("medseg")
+        root.addHandler(handler)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A line for every setting that differs, beside those that a call may change."""
+    a, b = dict(flatten(old)), dict(flatten(new))
+    names = sorted((set(a) | set(b)) - OF_THIS_CALL)
+    return [f"{n}: was {a.get(n)!r}, now {b.get(n)!r}" for n in names if a.get(n) != b.get(n)]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"a": {"b": 1}}`` → ``("a.b", 1)``."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it appears whole or not at all."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medseg.errors import MedsegError
+from medseg.evaluation.figures import Overlay, draw_metric, draw_overlays
+from medseg.evaluation.segmentation import NAN, Row
+from medseg.evaluation.summary import ScoredCase
+from medseg.volume import Geometry, reorientation_to
+
+
+def test_the_figure_is_drawn_also_where_a_label_has_no_value(tmp_path: Path) -> None:
+    cases = [
+        ScoredCase(str(i), str(i), "test", (Row("organ", "dice", i / 10, 1, 1), Row("$absent_{$", "dice", NAN, 0, 0)))
+        for i in range(10)
+    ]
+    draw_metric(cases, tmp_path / "figures" / "dice.png", title="test")
+    with Image.open(tmp_path / "figures" / "dice.png") as picture:
+        assert picture.size[0] > 200
+    assert [p.name for p in (tmp_path / "figures").iterdir()] == ["dice.png"]
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 8), (6, 7, 1)])
+def test_overlays_are_drawn_in_two_and_three_dimensions(shape: tuple[int, ...], tmp_path: Path) -> None:
+    truth = np.zeros(shape, bool)
+    truth[(slice(2, 5),) * len(shape)] = True
+    geometry = Geometry.from_spacing(shape, (1.0,) * len(shape))
+    image = np.random.default_rng(0).random(shape)
+    overlay = Overlay.of("a & <b>: $x_{1$ \\frac", image, truth, np.roll(truth, 1, 0), geometry)
+    draw_overlays([overlay] * 4, tmp_path / "worst.png")
+    with Image.open(tmp_path / "worst.png") as picture:
+        assert picture.size[1] > 200
+
+
+def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MedsegError):
+        draw_overlays([], tmp_path / "worst.png")
+
+
+def test_the_slice_is_the_fullest_across_the_coarsest_axis() -> None:
+    shape = (40, 6, 50)
+    truth = np.zeros(shape, bool)
+    truth[20:23, 4, 25:30] = True
+    image = np.indices(shape)[1]
+    overlay = Overlay.of("a", image, truth, truth, Geometry.from_spacing(shape, (1.0, 5.0, 2.0)))
+    assert (overlay.image == 4).all()
+    assert overlay.truth.sum() == 15
+    assert overlay.spacing == (1.0, 2.0)
+    assert overlay.image.shape == (23, 25)  # three and five voxels with ten on each side
+
+
+def test_slices_look_the_same_whatever_orientation_the_file_has() -> None:
+    shape = (12, 10, 4)
+    geometry = Geometry.from_spacing(shape, (1.0, 1.0, 3.0))
+    image = np.random.default_rng(0).random(shape)
+    truth = image > 0.8
+    one = Overlay.of("a", image, truth, truth, geometry)
+    turn = reorientation_to(geometry, "PSR")
+    turned = [turn.apply(array) for array in (image, truth, truth)]
+    two = Overlay.of("a", *turned, turn.apply_to_geometry(geometry))
+    assert np.array_equal(one.image, two.image)
+    assert np.array_equal(one.truth, two.truth)
+    assert one.spacing == two.spacing
+    assert one.upwards

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import numpy as np
+
+from medseg.evaluation.lesions import bounding_box, component_sizes, components, match_lesions
+
+
+def test_voxels_that_touch_at_a_corner_are_one_lesion() -> None:
+    volume = np.zeros((4, 4, 4), bool)
+    volume[0, 0, 0] = volume[1, 1, 1] = True
+    volume[3, 3, 3] = True
+    labelled, count = components(volume)
+    assert count == 2
+    assert component_sizes(labelled, count).tolist() == [2, 1]
+    assert components(volume[:, :, 0])[1] == 1
+    assert components(np.eye(3, dtype=bool))[1] == 1
+
+
+def test_the_bounding_box_holds_every_true_voxel() -> None:
+    mask = np.zeros((5, 6), bool)
+    assert bounding_box(mask) is None
+    mask[1, 4] = mask[3, 2] = True
+    assert bounding_box(mask) == (slice(1, 4), slice(2, 5))
+
+
+def test_a_lesion_is_found_from_a_tenth_of_overlap_up() -> None:
+    truth = np.zeros(40, np.int32)
+    truth[0:11] = 1
+    for start, found in ((9, True), (10, False)):  # IoU 2/20 and 1/21 with eleven voxels each
+        predicted = np.zeros(40, np.int32)
+        predicted[start : start + 11] = 1
+        assert bool(match_lesions(predicted, truth, (1, 1))) is found
+
+
+def test_one_prediction_finds_one_lesion_and_takes_the_better_one() -> None:
+    truth = np.array([1, 1, 0, 2, 2, 2, 0, 0], np.int32)
+    predicted = np.array([1, 1, 1, 1, 1, 1, 0, 2], np.int32)
+    assert match_lesions(predicted, truth, (2, 2)) == [(1, 2)]
+
+
+def test_two_halves_of_a_lesion_are_one_hit_and_one_false_lesion() -> None:
+    truth = np.array([1, 1, 1, 1, 1, 1], np.int32)
+    predicted = np.array([1, 1, 0, 2, 2, 2], np.int32)
+    assert match_lesions(predicted, truth, (2, 1)) == [(2, 1)]
+
+
+def test_nothing_matches_nothing() -> None:
+    empty = np.zeros((3, 3), np.int32)
+    assert match_lesions(empty, empty, (0, 0)) == []

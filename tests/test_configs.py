@@ -1,0 +1,197 @@
+"""Every option of every group composes, and every target in them takes the options that its file gives."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from dataclasses import fields
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medseg import config, runs, targets
+from medseg.commands.plan import PLANNER
+from medseg.inference.runtime import TorchRuntime
+from medseg.networks import BUILDERS, build_network
+from medseg.planning.plan import Plan
+from medseg.tasks import build_task
+from medseg.training.settings import Optimization, TrainerSettings
+from tests.tiny import LABELS, tiny_plan
+
+CONF = config.conf_dir()
+FILES = sorted(CONF.rglob("*.yaml"))
+OPTIONS = [(path.parent.name, path.stem) for path in FILES if path.parent != CONF]
+GIVEN = {  # what each data option still asks for
+    "folder": ["data.images=a", "data.labels=b"],
+    "msd": ["data.root=a"],
+    "nnunet": ["data.root=a"],
+    "table": ["data.file=a.csv"],
+}
+NEEDED = {
+    "check": ["data=msd", "data.root=a"],
+    "plan": ["data=msd", "data.root=a"],
+    "train": ["data=msd", "data.root=a"],
+    "evaluate": ["data=msd", "data.root=a", "model=m", "out=o"],
+    "predict": ["model=m", "input=i", "output=o"],
+    "demo": [],
+}
+
+
+def given(group: str, option: str) -> list[str]:
+    """What a data set or an experiment leaves to be given."""
+    if group == "data":
+        return GIVEN[option]
+    return {"experiment": ["data.root=a"] if option == "hippocampus" else ["root=a"]}.get(group, [])
+
+
+def of(group: str) -> list[str]:
+    return config.options(group)
+
+
+@lru_cache
+def composed(group: str, option: str, verb: str = "train") -> Any:
+    rest = [word for word in NEEDED[verb] if not word.startswith("data") or group not in ("data", "experiment")]
+    return config.compose(verb, [*rest, f"{group}={option}", *given(group, option)])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_a_file_is_short_and_opens_with_a_command_that_composes(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 25
+    command = next(line for line in lines if not line.startswith("# @"))
+    assert command.startswith("# medseg "), command
+    words = shlex.split(command[2:].split(";")[0])[1:]
+    if "…" in words:
+        assert words[0] in NEEDED
+        words[words.index("…") : words.index("…") + 1] = NEEDED[words[0]]
+    config.compose(words[0], words[1:])
+    assert len(lines) > 2 and next(line for line in lines[1:] if not line.startswith("# @")).startswith("# ")
+
+
+@pytest.mark.parametrize("verb", list(NEEDED))
+def test_every_option_composes_in_every_verb_that_has_the_group(verb: str) -> None:
+    """The first options of all groups together, then the second ones …: few compositions, every option once."""
+    groups = [group for group in config.groups(verb) if group not in ("data", "experiment")]
+    for row in zip_longest(*(of(group) for group in groups)):
+        chosen = {group: option for group, option in zip(groups, row, strict=True) if option is not None}
+        words = [f"{group}={option}" for group, option in chosen.items()]
+        values = config.compose(verb, [*NEEDED[verb], *words])
+        assert all(values[group] is not None for group in chosen)
+    for group in ("data", "experiment"):
+        for option in of(group) if group in config.groups(verb) else []:
+            assert composed(group, option, verb)["data"]["_target_"]
+
+
+def test_every_group_and_verb_is_known() -> None:
+    assert set(NEEDED) == set(config.verbs()) == set(runs._RUNS)
+    used = {group for verb in config.verbs() for group in config.groups(verb)}
+    assert {group for group, _ in OPTIONS} == used
+
+
+@pytest.mark.parametrize("option", of("data"))
+def test_a_layout_takes_its_options(option: str) -> None:
+    targets.partial(composed("data", option)["data"], where="data")
+
+
+@pytest.mark.parametrize("option", of("network"))
+def test_a_network_is_built_as_its_file_says(option: str) -> None:
+    spec = composed("network", option)["network"]
+    assert spec["_target_"] in BUILDERS
+    size = 32 if option == "swin_unetr" else 16
+    stages = {
+        "features": (4, 8, 8),
+        "strides": ((1, 1), (2, 2), (2, 2)),
+        "kernel_sizes": ((3, 3),) * 3,
+        "blocks": (1,) * 3,
+    }
+    small = {"init_filters": 8} if option == "segresnet" else {"feature_size": 12} if option == "swin_unetr" else {}
+    plan = tiny_plan(2, patch_size=(size, size), **stages)
+    network = build_network(spec | small, plan, len(LABELS.outputs)).eval()
+    assert network(torch.zeros(1, 1, size, size)).shape == (1, len(LABELS.outputs), size, size)
+
+
+def test_every_network_of_medseg_has_an_option() -> None:
+    assert {composed("network", option)["network"]["_target_"] for option in of("network")} == set(BUILDERS)
+
+
+@pytest.mark.parametrize("option", of("loss"))
+def test_a_loss_is_built_as_its_file_says(option: str) -> None:
+    loss = targets.partial(composed("loss", option)["loss"], where="loss")(exclusive=True)
+    parts = loss(torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 1, 8, 8)), None)
+    assert all(torch.isfinite(value) for value in parts.values())
+
+
+@pytest.mark.parametrize("option", of("augment"))
+def test_an_augmentation_is_built_as_its_file_says(option: str) -> None:
+    plan = tiny_plan(3)
+    recipe = targets.partial(composed("augment", option)["augment"], where="augment")(plan)
+    drawn = recipe.draw(np.random.default_rng(0), 1)
+    assert len(recipe.source_size(plan.patch_size, drawn)) == 3
+
+
+@pytest.mark.parametrize("option", of("loader"))
+def test_a_loader_takes_its_options(option: str) -> None:
+    targets.partial(composed("loader", option)["loader"], where="loader")
+
+
+@pytest.mark.parametrize("option", of("optim"))
+def test_an_optimiser_is_built_as_its_file_says(option: str) -> None:
+    optimization = Optimization.from_mapping(composed("optim", option)["optim"])
+    assert optimization.build([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == optimization.lr
+    assert optimization.rate(0, 100) > 0
+
+
+@pytest.mark.parametrize("option", of("trainer"))
+def test_a_trainer_lists_every_setting(option: str) -> None:
+    values = composed("trainer", option)["trainer"]
+    assert set(values) == {field.name for field in fields(TrainerSettings)}
+    TrainerSettings.from_mapping(values)
+
+
+@pytest.mark.parametrize("option", of("logger"))
+def test_a_logger_takes_its_options(option: str, tmp_path: Path) -> None:
+    for name, spec in composed("logger", option)["logger"].items():
+        targets.partial(spec, where=f"logger.{name}", save_dir=tmp_path)
+
+
+@pytest.mark.parametrize("option", of("runtime"))
+def test_a_runtime_is_built_as_its_file_says(option: str) -> None:
+    TorchRuntime(torch.nn.Identity(), **composed("runtime", option, "predict")["runtime"])
+
+
+@pytest.mark.parametrize("option", of("task"))
+def test_a_task_is_built_as_its_file_says(option: str) -> None:
+    assert build_task(composed("task", option)["task"], LABELS).name == option
+
+
+def test_the_plan_lists_every_value_that_can_be_set() -> None:
+    decided_elsewhere = {"task", "labels", "why"}
+    expected = ({field.name for field in fields(Plan)} - decided_elsewhere) | set(PLANNER)
+    assert set(composed("plan", "default")["plan"]) == expected
+
+
+def test_all_that_is_not_null_in_the_plan_reaches_the_planner() -> None:
+    values = config.compose("plan", [*NEEDED["plan"], "plan.patch_size=[16,16]", "plan.batch_size=2"])
+    assert runs._planning(values) == {
+        "planner": {"memory_gb": 4.0, "batch_size": 2},
+        "overrides": {"patch_size": [16, 16]},
+    }
+
+
+def test_times_are_quoted() -> None:
+    """YAML reads 01:00:00 as a number of base 60."""
+    for path in FILES:
+        assert not re.search(r": \d+:\d\d", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("verb", list(NEEDED))
+def test_the_command_of_a_verb_takes_what_its_configuration_gives(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_cohort", lambda values: "a cohort")
+    call = runs.build_run(verb, config.compose(verb, NEEDED[verb]))
+    inspect.signature(call.func).bind(*call.args, **call.keywords)
