@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,14 +140,17 @@ class _Console(logging.Handler):
 
 @contextlib.contextmanager
 def _logging_to_stderr() -> Iterator[None]:
-    """What medseg logs is shown, from INFO up, and by nobody else's handlers."""
+    """What medseg logs is shown, from INFO up, by nobody else's handlers and without what libraries say to programmers."""
     root, console = logging.getLogger("medseg"), _Console()
     before = root.level, root.propagate
     root.setLevel(logging.INFO)
     root.propagate = False
     root.addHandler(console)
     try:
-        yield
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", category)
+            yield
     finally:
         root.removeHandler(console)
         root.setLevel(before[0])
@@ -335,14 +339,21 @@ def _jobs(request: _Request) -> list[list[str]]:
 
 def _run_process(command: Sequence[str]) -> int:
     """Run ``command`` to its end; it never outlives this process."""
-    process = subprocess.Popen(command)
+    process, arrived = None, []
+    before = signal.signal(signal.SIGTERM, lambda *_: arrived.append(1))  # not between the start and its handle
     try:
+        process = subprocess.Popen(command)
+        signal.signal(signal.SIGTERM, before)
+        if arrived:
+            raise Terminated
         return process.wait()
     except KeyboardInterrupt:  # the terminal has told the job too, which closes its files
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=60)
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=60)
         raise
     finally:
-        if process.poll() is None:
+        signal.signal(signal.SIGTERM, before)
+        if process is not None and process.poll() is None:
             process.terminate()
             process.wait()

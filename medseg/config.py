@@ -19,7 +19,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medseg.errors import MedsegError, all_at_once
@@ -231,7 +231,7 @@ def _is_open(node: Mapping[Any, Any]) -> bool:
 
 
 def _apply(base: DictConfig, values: Sequence[Override]) -> None:
-    """Set ``values`` in ``base``; where a target is replaced, the options that were meant for the old one go."""
+    """Set ``values`` in ``base``: a list takes one value as a list of one, a new target drops the options of the old."""
     OmegaConf.set_struct(base, False)
     mine = {override.key_or_group for override in values}
     for override in values:
@@ -242,6 +242,9 @@ def _apply(base: DictConfig, values: Sequence[Override]) -> None:
         if isinstance(node, DictConfig) and node.get("_target_", target) != target:
             for option in [str(o) for o in node if f"{name}.{o!s}" not in mine]:
                 del node[option]
+        old = OmegaConf.select(base, key)
+        if isinstance(old, ListConfig) and value is not None and not isinstance(value, list):
+            value = [value]
         OmegaConf.update(base, key, value, merge=True, force_add=True)
 
 

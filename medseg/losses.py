@@ -1,7 +1,8 @@
-"""Segmentation losses over MONAI's terms: what MONAI lacks is a mask of ignored voxels in every term and scalars by name.
+"""Segmentation losses over MONAI's overlap terms, with what these lack: ignored voxels in every term, and scalars by name.
 
 A builder such as `dice_ce` is told whether labels exclude each other and returns a `Loss`. Probabilities are computed once, in
-float32 even inside autocast, and shared by the terms. Deep supervision is no business of this module: it scores one level.
+float32 even inside autocast, and shared by the terms; cross-entropy and its focal form are written out, so that they too
+leave voxels out. Deep supervision is no business of this module: it scores one level.
 """
 
 from __future__ import annotations
@@ -122,10 +123,10 @@ class _CrossEntropy:
     def exclusive(self, log_p: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
         """``log_p`` ``(B, K, *S)`` float32, ``target`` ``(B, 1, *S)`` int64."""
         log_true = log_p.gather(1, target)
-        loss = -log_true if not self.gamma else -log_true * (1 - log_true.exp()) ** self.gamma
+        loss = self._focused(-log_true)
         scale: Tensor | None = None if valid is None else valid.to(loss.dtype)
         if self.weights is not None:
-            share = torch.tensor(self.weights, dtype=loss.dtype, device=loss.device)[target]
+            share = self._weights(log_p)[target]
             scale = share if scale is None else scale * share
         if scale is None:
             return loss.mean()
@@ -133,16 +134,21 @@ class _CrossEntropy:
 
     def regions(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
         """``logits`` and ``target`` ``(B, K, *S)`` float32."""
-        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        if self.gamma:
-            loss = loss * (1 - (-loss).exp()) ** self.gamma
+        loss = self._focused(F.binary_cross_entropy_with_logits(logits, target, reduction="none"))
         if self.weights is not None:
-            loss = loss * torch.tensor(self.weights, dtype=loss.dtype, device=loss.device).view(
-                -1, *[1] * (loss.ndim - 2)
-            )
+            loss = loss * self._weights(logits).view(-1, *[1] * (loss.ndim - 2))
         if valid is None:
             return loss.mean()
         return (loss * valid).sum() / (valid.sum() * loss.shape[1]).clamp(min=1)
+
+    def _focused(self, entropy: Tensor) -> Tensor:
+        """The entropy is ``−log p``; the clamp keeps gradients finite at p = 1 for any gamma."""
+        return entropy * (1 - (-entropy).exp()).clamp(min=1e-6) ** self.gamma if self.gamma else entropy
+
+    def _weights(self, like: Tensor) -> Tensor:
+        if self.weights is None or len(self.weights) != like.shape[1]:
+            raise MedsegError(f"loss: expected class_weights for {like.shape[1]} output channels, found {self.weights}")
+        return torch.tensor(list(self.weights), dtype=like.dtype, device=like.device)
 
 
 class _Overlap:

@@ -166,7 +166,7 @@ def load_members(path: Path, trust: Sequence[str] = ()) -> list[Model]:
         return [load_model(path, trust)]
     if (path / "model" / "model.yaml").is_file():
         return [load_model(path / "model", trust)]
-    runs = sorted(path.glob("fold_*"), key=lambda p: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", p.name)])
+    runs = fold_folders(path)
     done = [run for run in runs if (run / "model" / "model.yaml").is_file()]
     if done:
         if len(done) < len(runs):
@@ -182,6 +182,12 @@ def load_members(path: Path, trust: Sequence[str] = ()) -> list[Model]:
     else:
         found = "found neither model.yaml, model/model.yaml nor fold_*/model/model.yaml"
     raise MedsegError(f"model {path}: expected a model folder, a run folder or an experiment folder; {found}")
+
+
+def fold_folders(experiment: Path) -> list[Path]:
+    """The run folders ``fold_0``, ``fold_1`` … of an experiment, by number; ``fold_0.2``, another run beside, is none."""
+    found = {int(match[1]): p for p in experiment.glob("fold_*") if (match := re.fullmatch(r"fold_(\d+)", p.name))}
+    return [found[number] for number in sorted(found)]
 
 
 def _to_yaml(model: Model, files: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ and what it needs (torch, for most) is imported only when its verb is asked for.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,6 +45,7 @@ def _check(config: Config) -> Callable[[], Any]:
 def _plan(config: Config) -> Callable[[], Any]:
     from medseg.commands.plan import plan
 
+    targets.partial(config["network"], where="network")
     return functools.partial(
         plan,
         _cohort(config),
@@ -59,6 +61,10 @@ def _plan(config: Config) -> Callable[[], Any]:
 def _train(config: Config) -> Callable[[], Any]:
     from medseg.commands.train import train
 
+    # Train builds these itself, after the run folder is made: a mistake is found here, before there is one.
+    targets.partial(config["network"], where="network")
+    targets.partial({k: v for k, v in config["optim"].items() if k not in ("schedule", "warmup")}, where="optim")
+    _check_loggers(config["logger"] or {})
     return functools.partial(
         train,
         _cohort(config),
@@ -100,7 +106,9 @@ def _evaluate(config: Config) -> Callable[[], Any]:
         evaluate,
         cohort=_cohort(config),
         out=_path(config["out"]),
-        **{name: _optional_path(config[name]) for name in ("model", "predictions", "splits")},
+        model=_optional_path(config["model"]),
+        predictions=_optional_path(config["predictions"]),
+        splits=_optional_path(config["splits"]),
         **{name: config[name] for name in names},
     )
 
@@ -137,6 +145,7 @@ def _demo(config: Config) -> Callable[[], Any]:
 
 
 _RUNS = {"check": _check, "plan": _plan, "train": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}
+_LOGGER_PACKAGES = ("mlflow", "wandb")  # extras of medseg
 
 
 def _cohort(config: Config) -> Any:
@@ -159,11 +168,14 @@ def _trusted(config: Config) -> list[str]:
 
 def _loggers(specs: Mapping[str, Any], folder: Path) -> list[Any]:
     """The loggers of a run, each writing into the run folder."""
-    try:
-        return [targets.build(spec, where=f"logger.{name}", save_dir=folder) for name, spec in specs.items()]
-    except ModuleNotFoundError as error:
-        hint = f"pip install 'medseg[{next(iter(specs))}]'"
-        raise MedsegError(f"logger {', '.join(specs)}: {error}; install it: {hint}") from None
+    return [targets.build(spec, where=f"logger.{name}", save_dir=folder) for name, spec in specs.items()]
+
+
+def _check_loggers(specs: Mapping[str, Any]) -> None:
+    for name, spec in specs.items():
+        targets.partial(spec, where=f"logger.{name}", save_dir=Path())
+        if name in _LOGGER_PACKAGES and importlib.util.find_spec(name) is None:
+            raise MedsegError(f"logger={name}: the package {name} is not installed; pip install 'medseg[{name}]'")
 
 
 def _workers(config: Config) -> int:

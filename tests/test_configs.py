@@ -17,6 +17,7 @@ import torch
 
 from medseg import config, runs, targets
 from medseg.commands.plan import PLANNER
+from medseg.errors import MedsegError
 from medseg.inference.runtime import TorchRuntime
 from medseg.networks import BUILDERS, build_network
 from medseg.planning.plan import Plan
@@ -103,7 +104,7 @@ def test_a_layout_takes_its_options(option: str) -> None:
 def test_a_network_is_built_as_its_file_says(option: str) -> None:
     spec = composed("network", option)["network"]
     assert spec["_target_"] in BUILDERS
-    size = 32 if option == "swin_unetr" else 16
+    size = 64 if option == "swin_unetr" else 16
     stages = {
         "features": (4, 8, 8),
         "strides": ((1, 1), (2, 2), (2, 2)),
@@ -195,3 +196,31 @@ def test_the_command_of_a_verb_takes_what_its_configuration_gives(verb: str, mon
     monkeypatch.setattr(runs, "_cohort", lambda values: "a cohort")
     call = runs.build_run(verb, config.compose(verb, NEEDED[verb]))
     inspect.signature(call.func).bind(*call.args, **call.keywords)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "network.chanels=3",
+            r"network: medseg\.networks\.unet\.plain_unet\(\) has no argument 'chanels'; it accepts .*dropout",
+        ),
+        ("optim.momentun=0.9", r"optim: torch\.optim\.SGD\(\) has no argument 'momentun'; it accepts .*momentum"),
+        ("loss.gamma=2", r"loss: medseg\.losses\.dice_ce\(\) has no argument 'gamma'"),
+        ("network._target_=no_net.Net", r"network: 'no_net\.Net': there is no module 'no_net'"),
+        ("logger={own: {_target_: no_logger.Log}}", r"logger\.own: 'no_logger\.Log': there is no module"),
+    ],
+)
+def test_a_mistyped_option_is_found_before_anything_is_made(
+    word: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_cohort", lambda values: "a cohort")
+    with pytest.raises(MedsegError, match=message):
+        runs.build_run("train", config.compose("train", [*NEEDED["train"], word]))
+
+
+def test_a_logger_whose_package_is_missing_is_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_cohort", lambda values: "a cohort")
+    monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MedsegError, match=r"logger=wandb: .*pip install 'medseg\[wandb\]'"):
+        runs.build_run("train", config.compose("train", [*NEEDED["train"], "logger=wandb"]))

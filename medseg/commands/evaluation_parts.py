@@ -7,14 +7,13 @@ refused.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.data.splits import Split, Splits
 from medseg.errors import MedsegError, all_at_once
-from medseg.model import Model, load_members, load_model
+from medseg.model import Model, fold_folders, load_members, load_model
 from medseg.structures import Case, Cohort
 
 logger = logging.getLogger(__name__)
@@ -136,10 +135,10 @@ def _runs(path: Path) -> list[Path]:
         return [run if path.resolve().name == "model" and (run / "splits.json").is_file() else path]
     if (path / "model" / "model.yaml").is_file():
         return [path]
-    runs = [run for run in path.glob("fold_*") if (run / "model" / "model.yaml").is_file()]
+    runs = [run for run in fold_folders(path) if (run / "model" / "model.yaml").is_file()]
     if not runs:
         load_members(path)  # says what is missing
-    return sorted(runs, key=lambda p: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", p.name)])
+    return runs
 
 
 def _seen(model: Model, file: Path) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from torch import nn
 from medseg.commands.plan import plan as make_plan
 from medseg.data.augment import Augment, strong
 from medseg.data.dataset import make_loader, stream
-from medseg.data.splits import Split, obtain_splits
+from medseg.data.splits import Split, Splits, obtain_splits
 from medseg.data.store import Store, prepare
 from medseg.errors import MedsegError, SomeFailed
 from medseg.evaluation.postprocess import choose_postprocessing
@@ -28,6 +28,7 @@ from medseg.model import Model, load_members, save_model
 from medseg.networks import build_network
 from medseg.planning.plan import Plan
 from medseg.scans import read_mask
+from medseg.scans.faults import duplicate_groups
 from medseg.structures import Cohort
 from medseg.tasks import build_task
 from medseg.training.fit import Fitted, Loggers, TrainingData, fit
@@ -96,8 +97,7 @@ def train(
         logger.info("%s is finished: its model is in %s (set run.new=true for another run)", run.path, run.model)
         return run.model
     with run.log():
-        splits = obtain_splits(cohort.cases, run.path / "splits.json", folds=folds, tune=tune, seed=seed)
-        split = splits.fold(fold)
+        split = _split(cohort, run.path / "splits.json", folds=folds, tune=tune, seed=seed).fold(fold)
         plan = make_plan(
             cohort,
             planner=planner or {},
@@ -166,6 +166,15 @@ def train(
         if store.failed:
             raise SomeFailed("\n".join(["trained without these cases:", *(f"  - {fault}" for fault in store.failed)]))
     return run.model
+
+
+def _split(cohort: Cohort, path: Path, *, folds: int, tune: float, seed: int) -> Splits:
+    """The splits kept in ``path``, or new ones: by patient, and what shows the same thing twice in one part."""
+    groups: dict[str, set[str]] = {}
+    if not path.exists():
+        for case, group in duplicate_groups(cohort).items():
+            groups.setdefault(group, set()).add(case)
+    return obtain_splits(cohort.cases, path, folds=folds, tune=tune, seed=seed, groups=groups.values())
 
 
 def _usable(split: Split, store: Store) -> Split:

@@ -58,11 +58,7 @@ def divisor_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> int | tupl
         MedsegError: as `resolve_builder`, or a ``divisor`` that is not one or more positive whole numbers.
     """
     target = _target(spec)
-    divisor = getattr(resolve_builder(target, trust), "divisor", None)
-    rows = divisor if isinstance(divisor, (tuple, list)) else [1 if divisor is None else divisor]
-    if not rows or any(not isinstance(d, int) or d < 1 for d in rows):
-        raise MedsegError(f"network: {target}.divisor: expected a whole number, or one an axis; found {divisor!r}")
-    return tuple(rows) if isinstance(divisor, list) else divisor
+    return _divisor(target, resolve_builder(target, trust))
 
 
 def build_network(
@@ -77,23 +73,54 @@ def build_network(
     """Build the network that ``spec`` (``{"_target_": …, **options}``) names, as large as the plan says.
 
     Args:
-        spec: target and plain options; an option with the name of a plan's value (``features``) goes before the plan's.
-        out_channels: channels of the output, `Task.out_channels`.
-        in_channels: by default the plan's channels.
-        deep_supervision: whether levels are wanted; ``deep_supervision: false`` among the options wins.
+        spec: target and plain options.
         trust: targets beyond ``BUILDERS`` that the caller vouches for.
 
+    Other arguments and errors are those of `construct`.
+
     Raises:
-        MedsegError: a foreign target, options that the builder does not take, or sizes that do not fit.
+        MedsegError: a foreign target.
     """
     target = _target(spec)
-    builder = resolve_builder(target, trust)
     options = {str(name): value for name, value in spec.items() if name != "_target_"}
-    for name, value in options.items():
-        _check_plain(f"option {name!r} of {target}()", value)
-    decided = [name for name in options if name in _DECIDED]
+    return construct(
+        resolve_builder(target, trust),
+        plan,
+        out_channels,
+        options,
+        name=target,
+        in_channels=in_channels,
+        deep_supervision=deep_supervision,
+    )
+
+
+def construct(
+    builder: Builder,
+    plan: Plan,
+    out_channels: int,
+    options: Mapping[str, Any],
+    *,
+    name: str,
+    in_channels: int | None = None,
+    deep_supervision: bool = True,
+) -> nn.Module:
+    """Call a builder with those of the plan's numbers that it names, and with the options.
+
+    Args:
+        out_channels: channels of the output, `Task.out_channels`.
+        options: plain values; one with the name of a plan's value (``features``) goes before the plan's.
+        name: what messages call the builder.
+        in_channels: by default the plan's channels.
+        deep_supervision: whether levels are wanted; ``deep_supervision: false`` among the options wins.
+
+    Raises:
+        MedsegError: options that the builder does not take, or sizes that do not fit.
+    """
+    for option, value in options.items():
+        _check_plain(f"option {option!r} of {name}()", value)
+    decided = [option for option in options if option in _DECIDED]
     if decided:
-        raise MedsegError(f"network: {', '.join(decided)} of {target}() follow from plan and labels; leave them out")
+        raise MedsegError(f"network: {', '.join(decided)} of {name}() follow from plan and labels; leave them out")
     given = {
         "dimensions": plan.dimensions,
         "in_channels": len(plan.channels) if in_channels is None else in_channels,
@@ -106,12 +133,28 @@ def build_network(
         "deep_supervision": deep_supervision,
     }
     if not deep_supervision:
-        options.pop("deep_supervision", None)
-    _check_size(target, divisor_of(spec, trust), options.get("strides"), plan)
+        options = {option: value for option, value in options.items() if option != "deep_supervision"}
+    _check_size(name, _divisor(name, builder), options.get("strides"), plan)
+    arguments = _arguments(name, builder, given, options)
     try:
-        return builder(**_arguments(target, builder, given, options))
+        network = builder(**arguments)
     except ValueError as error:
-        raise MedsegError(f"network: {target}() refuses what it was given: {error}") from error
+        raise MedsegError(f"network: {name}() refuses what it was given: {error}") from error
+    from torch import nn  # late: `divisor_of` does without torch
+
+    from medseg.networks.convolution import make_safe
+
+    if not isinstance(network, nn.Module):
+        raise MedsegError(f"network: {name}() must return a torch.nn.Module, found {type(network).__name__}")
+    return make_safe(network)
+
+
+def _divisor(name: str, builder: Builder) -> int | tuple[int, ...] | None:
+    divisor = getattr(builder, "divisor", None)
+    row = divisor if isinstance(divisor, (tuple, list)) else [1 if divisor is None else divisor]
+    if not row or any(not isinstance(d, int) or d < 1 for d in row):
+        raise MedsegError(f"network: {name}.divisor: expected a whole number, or one an axis; found {divisor!r}")
+    return tuple(row) if isinstance(divisor, list) else divisor
 
 
 def _arguments(target: str, builder: Builder, given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+from medseg.networks.convolution import SafeConv3d
+
+CONV: dict[int, Any] = {2: nn.Conv2d, 3: SafeConv3d}
 _UP = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _CONV = {2: F.conv2d, 3: F.conv3d}
@@ -97,7 +99,8 @@ class _NormBySample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
         y = torch.empty_like(x)
-        mean, inverse = (torch.empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        mean, inverse = (torch.empty(x.shape[:2], dtype=dtype) for _ in range(2))
         for i in range(len(x)):
             out = y[i : i + 1], mean[i], inverse[i]
             torch.native_batch_norm(x[i : i + 1], weight, bias, None, None, True, 0.0, eps, out=out)

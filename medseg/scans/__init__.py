@@ -204,4 +204,4 @@ def _as_integers(array: Array, name: str) -> Array:
             )
         array = rounded.astype(np.int64)
     low, high = int(array.min()), int(array.max())
-    return array.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)), copy=False)
+    return array.astype(np.min_scalar_type(min(low, -high - 1) if low < 0 else high), copy=False)

@@ -220,7 +220,13 @@ def _check_pixels(dataset: Dataset, entry: Slice, name: str) -> None:
         syntax = pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
         dataset.ensure_file_meta()
         dataset.file_meta.TransferSyntaxUID = syntax if little else pydicom.uid.ExplicitVRBigEndian
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or "PixelData" not in dataset:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_transfer_syntax:
+        raise ScanError(
+            f"{name}: {file} has the transfer syntax {syntax}, which DICOM does not know; export it again",
+            "unsupported",
+        )
+    if syntax.is_encapsulated or "PixelData" not in dataset:
         return
     rows, columns, samples = entry.matrix
     if str(dataset.get("PhotometricInterpretation", "")).startswith("YBR_FULL_422"):

@@ -40,10 +40,11 @@ class Print:
 
 def print_of(case: str, patient: str, image: Array) -> Print | None:
     """The print of ``(C, *S)`` pixels; None for an image of one value, which is like any other such image."""
-    thumbnail = _thumbnail(np.nan_to_num(image[0], nan=0.0, posinf=0.0, neginf=0.0))
+    clean = np.nan_to_num(image[0], nan=0.0, posinf=0.0, neginf=0.0)
+    thumbnail = _thumbnail(clean)
     thumbnail = thumbnail - thumbnail.mean()
     length = float(np.linalg.norm(thumbnail))
-    if length <= 1e-6 * max(1.0, float(np.abs(image[0]).max())) or not np.isfinite(length):
+    if length <= 1e-6 * max(1.0, float(np.abs(clean).max())):
         return None
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(np.ascontiguousarray(image).tobytes())

@@ -153,7 +153,7 @@ def _check_mask(mask: Array, cohort: Cohort, say: _Say) -> dict[int, int]:
                 "unknown_label",
                 f"the label holds {listed}, which nothing names; known are {known}. Name it or mend the label",
             )
-        if not set(voxels) & set(cohort.labels.names):
+        if not set(voxels) - {cohort.labels.ignore}:
             say("empty_label", "the label marks nothing")
     elif not voxels:
         say("empty_label", "the label marks nothing")

@@ -91,9 +91,8 @@ def found_labels(masks: Sequence[Source], *, ignore: int | None = None, progress
 def present(mask: Array) -> list[int]:
     """The values that occur in an integer mask, ascending."""
     if mask.dtype.itemsize == 1:
-        return [
-            int(v) for v in np.flatnonzero(np.bincount(mask.view(np.uint8).ravel(), minlength=256)).astype(mask.dtype)
-        ]
+        counts = np.bincount(mask.view(np.uint8).ravel(), minlength=256)
+        return sorted(int(v) for v in np.flatnonzero(counts).astype(np.uint8).view(mask.dtype))
     return [int(v) for v in np.unique(mask)]
 
 

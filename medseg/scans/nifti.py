@@ -126,4 +126,4 @@ def _pixels(image: Any, key: str) -> Array:
     if len(_shape(image)) == 4:
         at = (..., int(key), *(0,) * (len(image.shape) - 4))
         return np.asarray(image.dataobj[at], np.float32 if scaled else None)
-    return np.asarray(image.dataobj.get_scaled(np.float32), np.float32) if scaled else image.dataobj.get_unscaled()
+    return np.asarray(image.dataobj, np.float32) if scaled else image.dataobj.get_unscaled()

@@ -29,7 +29,7 @@ def read_geometry(source: Source) -> Geometry:
 
 def is_colour(path: Path) -> bool:
     """Whether the picture reads as three channels. Header only."""
-    with _open(path) as image:
+    with _open(path) as image, decoding(path, "picture"):
         return not _is_grey(image)
 
 
@@ -59,7 +59,7 @@ def read(source: Source, *, as_mask: bool = False) -> tuple[Array, Geometry]:
 def _open(path: Path) -> Image.Image:
     with decoding(path, "picture"):
         image = Image.open(path)
-    pages = getattr(image, "n_frames", 1)
+        pages = getattr(image, "n_frames", 1)
     if pages > 1:
         image.close()
         raise ScanError(f"{path}: expected one picture, found {pages} pages; save each as a file", "not_2d")

@@ -41,7 +41,9 @@ def decoding(path: Path, family: str, name: str = "") -> Iterator[None]:
         raise ScanError(
             f"{name}: the {family} header claims more pixels than memory holds; the file is damaged"
         ) from None
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a decoder in Rust is no Exception
         logger.debug("%s: %s", path.name, error, exc_info=True)
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ScanError(

@@ -94,7 +94,7 @@ class TrainingModule(pl.LightningModule):
         """Raises MachineError for a loss that is no longer a number: training on would waste the budget."""
         if not torch.isfinite(loss.detach()):
             raise MachineError(
-                f"the loss turned {float(loss)} at step {self.global_step}; expected a finite number. The last checkpoint is "
+                f"the loss turned {float(loss.detach())} at step {self.global_step}; expected a finite number. The last checkpoint is "
                 f"sound: lower optim.lr (now {self._optimization.lr}), or set trainer.precision=float32, with run.new=true"
             )
 

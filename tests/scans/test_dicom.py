@@ -41,13 +41,20 @@ def test_every_voxel_lies_where_the_header_says(
     assert np.linalg.det(volume.geometry.affine) > 0  # row × column is the third axis, and LPS → RAS+ is a rotation
     for row, column, number in ((0, 0, 0), (4, 3, 2), (1, 2, 1)):
         # DICOM PS3.3 C.7.6.2.1.1: position + column index × row direction × column spacing + row index × …
-        lps = origin + number * along + column * spacing[0] * np.array(orientation[:3]) + row * spacing[1] * np.array(orientation[3:])
+        lps = (
+            origin
+            + number * along
+            + column * spacing[0] * np.array(orientation[:3])
+            + row * spacing[1] * np.array(orientation[3:])
+        )
         i, j, k = np.rint(volume.geometry.to_index(lps * [-1, -1, 1])).astype(int)
         assert volume.data[0, i, j, k] == ramp[row, column, number]
     assert read_geometry(only(find(tmp_path))).matches(volume.geometry, 1e-9)
 
 
-def test_slices_ascend_along_row_cross_column_whatever_their_numbers(tmp_path: Path, write_series: Series, ramp: np.ndarray) -> None:
+def test_slices_ascend_along_row_cross_column_whatever_their_numbers(
+    tmp_path: Path, write_series: Series, ramp: np.ndarray
+) -> None:
     def shuffle(ds: Dataset, k: int) -> None:
         ds.InstanceNumber = (7, 3, 9)[k]
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,9 @@ from medseg.scans.reading import ScanError
 Write = Callable[..., Path]
 
 
-def test_files_are_known_by_their_content_not_by_their_name(tmp_path: Path, write_nifti: Write, write_picture: Write) -> None:
+def test_files_are_known_by_their_content_not_by_their_name(
+    tmp_path: Path, write_nifti: Write, write_picture: Write
+) -> None:
     zipped = write_nifti(tmp_path / "a.nii.gz", np.zeros((2, 3, 4), np.int16)).rename(tmp_path / "without_suffix")
     plain = write_nifti(tmp_path / "b.nii", np.zeros((2, 3, 4), np.int16)).rename(tmp_path / "odd.dcm")
     picture = write_picture(tmp_path / "c.png", np.zeros((3, 2), np.uint8)).rename(tmp_path / "c.nii.gz")
@@ -61,11 +62,13 @@ def test_equal_names_take_their_folders(tmp_path: Path, write_nifti: Write) -> N
 
 def test_a_link_to_the_folder_itself_does_not_hang(tmp_path: Path, write_nifti: Write) -> None:
     write_nifti(tmp_path / "a" / "p.nii.gz", np.zeros((2, 2, 2)))
-    os.symlink(tmp_path, tmp_path / "a" / "loop")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
     assert len(find(tmp_path).sources) == 1
 
 
-def test_dicom_is_known_without_suffix_and_without_preamble(tmp_path: Path, write_series: Callable, ramp: np.ndarray) -> None:
+def test_dicom_is_known_without_suffix_and_without_preamble(
+    tmp_path: Path, write_series: Callable, ramp: np.ndarray
+) -> None:
     paths = write_series(tmp_path, ramp)
     for path in paths:
         path.write_bytes(path.read_bytes()[132:])
@@ -109,6 +112,7 @@ def test_one_volume_is_asked_for(tmp_path: Path, write_nifti: Write, write_serie
 
 
 def test_importing_the_room_loads_no_decoder() -> None:
-    code = "import sys, medseg.scans, medseg.scans.layouts; print({'pydicom', 'nibabel', 'nrrd', 'torch', 'PIL'} & set(sys.modules))"
+    heavy = "{'pydicom', 'nibabel', 'nrrd', 'torch', 'PIL'}"
+    code = f"import sys, medseg.scans, medseg.scans.layouts; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

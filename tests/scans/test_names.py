@@ -9,7 +9,13 @@ from medseg.scans.names import case_id, channel_of, patient_hash, series_id, slu
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.nii.gz", "a"), ("b.NII", "b"), ("c.v2.mha", "c.v2"), ("1.2.840.10008", "1.2.840.10008"), (".nii.gz", ".nii.gz")],
+    [
+        ("a.nii.gz", "a"),
+        ("b.NII", "b"),
+        ("c.v2.mha", "c.v2"),
+        ("1.2.840.10008", "1.2.840.10008"),
+        (".nii.gz", ".nii.gz"),
+    ],
 )
 def test_a_stem_loses_known_endings_only(name: str, expected: str) -> None:
     assert stem(name) == expected

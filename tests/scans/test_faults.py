@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.scans.faults import NOTES, duplicate_groups, faults
+from medseg.scans.layouts import folder, msd
+from medseg.structures import Cohort, Fault
+
+Write = Callable[..., Path]
+
+
+def image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(12, 14, 16)).astype(np.float32)
+
+
+def mask() -> np.ndarray:
+    array = np.zeros((12, 14, 16), np.uint8)
+    array[3:6, 4:8, 5:9] = 1
+    return array
+
+
+@pytest.fixture
+def add(tmp_path: Path, write_nifti: Write) -> Callable[..., None]:
+    """Writes a case; what is not given is sound."""
+    made = iter(range(100))
+
+    def write(
+        name: str, scan: np.ndarray | None = None, label: np.ndarray | None = None, affine: object = None
+    ) -> None:
+        write_nifti(tmp_path / "images" / f"{name}.nii.gz", image(next(made)) if scan is None else scan, affine)
+        write_nifti(tmp_path / "labels" / f"{name}.nii.gz", mask() if label is None else label, affine)
+
+    return write
+
+
+def cohort(tmp_path: Path) -> Cohort:
+    return folder(tmp_path / "images", tmp_path / "labels", label_names={1: "organ"}, channels=["MR"])
+
+
+def kinds(found: list[Fault]) -> dict[str, str]:
+    return {fault.case: fault.kind for fault in found}
+
+
+def test_all_faults_are_listed_at_once(
+    tmp_path: Path, add: Callable[..., None], write_nifti: Write, write_picture: Write
+) -> None:
+    for number in range(3):
+        add(f"good_{number}")
+    nan = image(50)
+    nan[0, 0, :2] = np.nan, np.inf
+    add("nan", nan)
+    add("blank", np.zeros((12, 14, 16), np.float32))
+    add("halves", label=mask() * 0.5)
+    add("unknown", label=mask() * 7)
+    add("empty", label=mask() * 0)
+    add("thick", affine=np.diag([1.0, 1, 80, 1]))
+    add("cut")
+    whole = (tmp_path / "images" / "cut.nii.gz").read_bytes()
+    (tmp_path / "images" / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    add("four", np.stack([image(51), image(52)], -1))
+    add("other_grid", label=mask()[:-1])
+    add("moved")
+    shifted = np.eye(4)
+    shifted[2, 3] = 5
+    write_nifti(tmp_path / "labels" / "moved.nii.gz", mask(), shifted)
+    write_nifti(tmp_path / "images" / "alone.nii.gz", image(53))
+    write_nifti(tmp_path / "labels" / "orphan.nii.gz", mask())
+    write_picture(tmp_path / "images" / "flat.png", np.arange(12, dtype=np.uint8).reshape(3, 4))
+    write_picture(tmp_path / "labels" / "flat.png", np.ones((3, 4), np.uint8))
+    add("twice", image(0))
+    add("nearly", image(1) * 2 + np.random.default_rng(3).normal(size=(12, 14, 16)).astype(np.float32) / 50)
+    found = faults(cohort(tmp_path), progress=False)
+    assert kinds(found) == {
+        "alone": "image_without_label",
+        "orphan": "label_without_image",
+        "nan": "not_finite",
+        "blank": "blank_image",
+        "halves": "non_integer",
+        "unknown": "unknown_label",
+        "empty": "empty_label",
+        "thick": "spacing",
+        "cut": "unreadable",
+        "four": "not_3d",
+        "other_grid": "grids_differ",
+        "moved": "grids_differ",
+        "flat": "wrong_dimensions",
+        "good_0": "duplicate",
+        "good_1": "near_duplicate",
+    }
+    said = {fault.case: str(fault) for fault in found}
+    assert "holds 1 NaN and 1 infinite" in said["nan"]
+    assert "found 0.5" in said["halves"]
+    assert "7 (48 voxels)" in said["unknown"]
+    assert "known are 1 organ" in said["unknown"]
+    assert "12×14×16×2" in said["four"]
+    assert "1×1×80 mm" in said["thick"]
+    assert said["other_grid"].startswith("case 'other_grid': label and image lie on different grids (label 11×14×16")
+    assert said["other_grid"].endswith("data.skip=[other_grid]")
+    assert "5 mm apart" in said["moved"]
+    assert "flat.png is a picture" in said["flat"]
+    assert "twice" in said["good_0"]
+    assert all(fault.message.count(f"case {fault.case!r}") == 0 for fault in found)
+
+
+def test_a_sound_data_set_has_no_faults(tmp_path: Path, add: Callable[..., None]) -> None:
+    for number in range(4):
+        add(f"p{number}")
+    assert faults(cohort(tmp_path), progress=False, workers=1) == []
+
+
+def test_the_number_of_channels_must_be_that_of_the_data_set(tmp_path: Path, write_picture: Write) -> None:
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (9, 9)), ("b", (9, 9)), ("c", (9, 9, 3))):
+        write_picture(tmp_path / "images" / f"{name}.png", rng.integers(0, 255, shape, dtype=np.uint8))
+        write_picture(tmp_path / "labels" / f"{name}.png", np.ones((9, 9), np.uint8))
+    given = folder(tmp_path / "images", tmp_path / "labels", label_names={1: "x"}, channels=["US"])
+    (fault,) = faults(given, progress=False)
+    assert (fault.case, fault.kind) == ("c", "channels")
+
+
+def test_pictures_are_wrong_where_volumes_are_asked_for(tmp_path: Path, write_picture: Write) -> None:
+    write_picture(tmp_path / "images" / "a.png", np.arange(12, dtype=np.uint8).reshape(3, 4))
+    write_picture(tmp_path / "labels" / "a.png", np.ones((3, 4), np.uint8))
+    given = folder(tmp_path / "images", tmp_path / "labels", label_names={1: "x"})
+    assert faults(given, progress=False) == []
+    assert [fault.kind for fault in faults(given, 3, progress=False)] == ["wrong_dimensions"]
+
+
+def test_duplicates_of_one_patient_are_no_fault_and_no_group(tmp_path: Path, add: Callable[..., None]) -> None:
+    add("p1", image(7))
+    add("p2", image(7))
+    (tmp_path / "t.csv").write_text("id,patient\np1,A\np2,A\n")
+    given = folder(tmp_path / "images", tmp_path / "labels", label_names={1: "x"}, table=tmp_path / "t.csv")
+    assert faults(given, progress=False) == []
+    assert duplicate_groups(given, progress=False) == {}
+    assert duplicate_groups(cohort(tmp_path), progress=False) == {"p1": "p1", "p2": "p1"}
+
+
+def test_an_empty_label_is_a_note() -> None:
+    assert "empty_label" in NOTES
+
+
+@pytest.mark.shared_data
+def test_real_data_that_look_alike_are_no_duplicates(shared_data: Path) -> None:
+    assert faults(msd(shared_data / "hippocampus"), 3, progress=False) == []
+    root = shared_data / "lgg_flair"
+    assert faults(folder(root / "images", root / "masks", label_names={1: "tumour"}), 3, progress=False) == []
+
+
+@pytest.mark.shared_data
+def test_real_pictures_that_are_doubled_are_found(shared_data: Path) -> None:
+    root = shared_data / "breast_ultrasound"
+    found = faults(folder(root / "images", root / "masks", label_names={1: "lesion"}), 2, progress=False)
+    # benign_433 and malignant_145 are the same file under two diagnoses; 316 and 426 the same picture cut one row apart.
+    assert ("benign_433", "duplicate") in {(fault.case, fault.kind) for fault in found}
+    assert any("benign_426" in f.message for f in found if f.case == "benign_316")
+    assert {fault.kind for fault in found} == {"empty_label", "duplicate", "near_duplicate"}

@@ -1,0 +1,134 @@
+"""`check_network` passes what keeps the contract and names what breaks it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medseg.errors import MedsegError
+from medseg.testing import check_network
+
+
+class Good(nn.Module):
+    """Two levels, as a user would write it; what is wrong with a subclass is only what it overrides."""
+
+    def __init__(
+        self, dimensions: int, in_channels: int, out_channels: int, deep_supervision: bool, **others: Any
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        self.body, self.head = conv(in_channels, 4, 3, padding=1), conv(4, out_channels, 1)
+        self.coarse = conv(4, out_channels, 2, 2) if deep_supervision else None
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.body(x))
+        if self.training and self.coarse is not None:
+            return [self.head(x), self.coarse(x)]
+        return self.head(x)
+
+
+class ListInEvaluation(Good):
+    def forward(self, x: Tensor) -> Any:
+        return [super().forward(x)] if not self.training else super().forward(x)
+
+
+class CoarseFirst(Good):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return out[::-1] if isinstance(out, list) else out
+
+
+class TooManyChannels(Good):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return torch.cat((out, out), 1) if isinstance(out, Tensor) else out
+
+
+class AlwaysLevels(Good):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**(options | {"deep_supervision": True}))
+
+
+class Unused(Good):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.spare = nn.Linear(2, 2)
+
+
+class Shared(Good):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.again = self.head
+
+
+class LooksAtTheBatch(Good):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+class DropsInEvaluation(Good):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(nn.functional.dropout(x, 0.5, training=True))
+
+
+class WritesItsInput(Good):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.mul_(2) if self.training else x)
+
+
+class NotANumber(Good):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return [level / 0 * 0 for level in out] if isinstance(out, list) else out
+
+
+class Forgetful(Good):
+    """Something that decides the output is not in the weights."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.scale = float(torch.rand(()))
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x * self.scale)
+
+
+def test_a_good_network_passes_as_class_as_target_and_as_spec() -> None:
+    check_network(Good)
+    check_network("tests.testing.test_network_conformance.Good")
+    check_network({"_target_": "medseg.networks.unet.plain_unet", "decoder_blocks": 1}, dimensions=(2,))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (ListInEvaluation, "evaluation mode returns one tensor; found list"),
+        (CoarseFirst, "the first level in training mode has shape"),
+        (TooManyChannels, r"has shape \(2, 3, .*; found \(2, 6"),
+        (AlwaysLevels, "without deep supervision training returns one tensor"),
+        (Unused, "a gradient reaches every parameter; found none at spare.weight, spare.bias"),
+        (Shared, "safetensors"),
+        (LooksAtTheBatch, "does not depend on its batch"),
+        (DropsInEvaluation, "evaluation is deterministic"),
+        (WritesItsInput, "the input is left as it is"),
+        (NotANumber, "is finite"),
+        (Forgetful, "a network with loaded weights does the same"),
+    ],
+)
+def test_each_breach_is_named(network: Any, message: str) -> None:
+    with pytest.raises(MedsegError, match=message):
+        check_network(network, dimensions=(2,))
+
+
+def test_what_is_no_module_is_named() -> None:
+    with pytest.raises(MedsegError, match=r"must return a torch.nn.Module, found int"):
+        check_network(lambda dimensions: 3, dimensions=(3,))
+
+
+def test_the_callers_random_numbers_are_not_spent() -> None:
+    before = torch.random.get_rng_state()
+    check_network(Good, dimensions=(2,))
+    assert torch.equal(before, torch.random.get_rng_state())
