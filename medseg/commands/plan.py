@@ -19,7 +19,7 @@ from medseg.structures import Cohort
 
 logger = logging.getLogger(__name__)
 
-PLANNER = ("memory_gb", "orientation", "batch_size", "width", "normalisation", "match")
+PLANNER = ("file", "memory_gb", "orientation", "batch_size", "width", "normalisation", "match")
 
 
 def plan(
@@ -39,7 +39,7 @@ def plan(
     The fingerprint is measured again only if a file, a label or a reader option changed. The same data give the same plan.
 
     Args:
-        planner: options of `make_plan`, those of ``PLANNER``.
+        planner: options of `make_plan`, those of ``PLANNER``; ``file`` is a plan to take, edited perhaps, instead of measuring.
         overrides: values of the plan that the user sets.
         network: spec of the builder; its ``divisor`` and ``encoder`` (``plain`` or ``residual``) are obeyed where it has them.
         trust: foreign builders that the user vouches for.
@@ -52,9 +52,15 @@ def plan(
     unknown = sorted(set(planner) - set(PLANNER))
     if unknown:
         raise MedsegError(f"plan: the planner has no option {', '.join(unknown)}; it has {', '.join(PLANNER)}")
+    path = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
+    if planner.get("file") is not None:
+        made = _given(Path(planner["file"]), cohort, overrides)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, made.to_yaml())
+        logger.info("%s", describe(made))
+        return made
     divisor = divisor_of(network, trust)
     encoder: Encoder = getattr(resolve_builder(network["_target_"], trust), "encoder", "plain")
-    path = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     measured = _fingerprint(
         cohort, overrides.get("options") or {}, path.with_name("fingerprint.json"), workers, progress
@@ -74,6 +80,18 @@ def plan(
     logger.info("%s", describe(made))
     logger.info("the plan is in %s", path)
     return made
+
+
+def _given(file: Path, cohort: Cohort, overrides: Mapping[str, Any]) -> Plan:
+    """A plan that the user brings, with what the command line changes. Raises MedsegError where the data is not its kind."""
+    made = Plan.load(file)
+    if made.labels != cohort.labels or len(made.channels) != len(cohort.channels):
+        raise MedsegError(
+            f"{file}: is a plan for labels {dict(made.labels.names)} and {len(made.channels)} channels; the data set has "
+            f"{dict(cohort.labels.names) if cohort.labels else {}} and {len(cohort.channels)}. Make one with medseg plan"
+        )
+    values = {name: value for name, value in overrides.items() if value is not None}
+    return made.changed(**values) if values else made
 
 
 def describe(made: Plan) -> str:

@@ -85,7 +85,10 @@ class AveragePool(nn.Module):
         """``(B, C, *S)`` → ``(B, C, *S/stride)`` in the type of ``x``."""
         if _is_ours(x):
             return _Pool.apply(x, self.stride)  # type: ignore[no-any-return]
-        return _POOL[len(self.stride)](x, self.stride, self.stride)
+        # On a CPU PyTorch pools 3D in float32 or wider.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)) if x.device.type == "cpu" else x
+        y: Tensor = _POOL[len(self.stride)](wide, self.stride, self.stride)
+        return y.to(x.dtype)
 
 
 def add_leaky_relu(x: Tensor, skip: Tensor, slope: float) -> Tensor:
@@ -100,6 +103,7 @@ class _NormBySample(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
         y = torch.empty_like(x)
         dtype = torch.promote_types(x.dtype, torch.float32)
+        ctx.types, weight, bias = (weight.dtype, bias.dtype), weight.to(dtype), bias.to(dtype)
         mean, inverse = (torch.empty(x.shape[:2], dtype=dtype) for _ in range(2))
         for i in range(len(x)):
             out = y[i : i + 1], mean[i], inverse[i]
@@ -127,7 +131,8 @@ class _NormBySample(torch.autograd.Function):
                 )
             )
         by_input, by_weight, by_bias = zip(*parts, strict=True)
-        return torch.cat(by_input), torch.stack(by_weight).sum(0), torch.stack(by_bias).sum(0), None, None
+        own = [torch.stack(p).sum(0).to(t) for p, t in zip((by_weight, by_bias), ctx.types, strict=True)]
+        return torch.cat(by_input), *own, None, None
 
 
 class _UpConcat(torch.autograd.Function):

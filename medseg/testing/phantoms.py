@@ -147,7 +147,7 @@ class Body:
         direction = rng.normal(size=3) / np.asarray(BODY_MM)
         bias = np.exp(0.18 * (world @ direction) + 0.1 * rng.normal() * np.square(world / BODY_MM).sum(-1))
         seen = clean * (1 + 0.04 * _mottle(world, rng)) * bias
-        sigma = seen[clean > 50].mean() * rng.uniform(0.05, 0.11)
+        sigma = seen[clean > 50].mean() * rng.uniform(0.04, 0.09)
         noisy = np.hypot(seen + sigma * rng.normal(size=seen.shape), sigma * rng.normal(size=seen.shape))
         top = float(noisy.max())
         shown = (noisy / top) ** rng.uniform(0.85, 1.15) * top * rng.uniform(1.5, 4.5)
@@ -210,7 +210,7 @@ def make_body(rng: np.random.Generator) -> Body:
         Structure("liver", (liver,), level(134), 1),
         Structure("kidneys", tuple(kidneys), level(136), 2),
         Structure("spleen", (spleen,), level(133), 3),
-        Structure("lesions", tuple(lesions), level(100), 4),
+        Structure("lesions", tuple(lesions), level(94), 4),
     ]
     return Body(tuple(structures))
 
@@ -267,7 +267,7 @@ def _lesions(liver: Ellipsoid, wanted: int, rng: np.random.Generator) -> list[El
         tries += 1
         away = rng.normal(size=3)
         away *= rng.uniform(0.15, 0.6) / np.linalg.norm(away)
-        radius = float(rng.uniform(8, 13))
+        radius = float(rng.uniform(9, 14))
         axes = (radius, radius * float(rng.uniform(0.85, 1.15)), radius)
         lesion = Ellipsoid(_triple(liver.from_local(away)), axes)
         if liver.holds(lesion, 1.0) and all(lesion.apart_from(other, 6.0) for other in found):

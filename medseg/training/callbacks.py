@@ -173,9 +173,9 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self._bar = tqdm(
-                desc="train", unit="step", initial=trainer.global_step, mininterval=1.0, dynamic_ncols=True
-            )
+            often = 0.5 if sys.stderr.isatty() else 15.0  # a log file needs no animation
+            start = trainer.global_step
+            self._bar = tqdm(desc="train", unit="step", initial=start, mininterval=often, dynamic_ncols=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,4 +1,4 @@
-"""Runs the loop: from a module and its data to the weights that are kept, going on from the last checkpoint where there is one."""
+"""Runs the loop: from a module and its data to the weights that are kept, going on from the last checkpoint if there is one."""
 
 from __future__ import annotations
 

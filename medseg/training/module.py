@@ -94,8 +94,9 @@ class TrainingModule(pl.LightningModule):
         """Raises MachineError for a loss that is no longer a number: training on would waste the budget."""
         if not torch.isfinite(loss.detach()):
             raise MachineError(
-                f"the loss turned {float(loss.detach())} at step {self.global_step}; expected a finite number. The last checkpoint is "
-                f"sound: lower optim.lr (now {self._optimization.lr}), or set trainer.precision=float32, with run.new=true"
+                f"the loss turned {float(loss.detach())} at step {self.global_step}; expected a finite number. The last "
+                f"checkpoint is sound: lower optim.lr (now {self._optimization.lr}) or set trainer.precision=float32, and "
+                "start again with run.new=true"
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -25,9 +25,10 @@ class Pictures:
     def draw(self, rows: list[dict[str, float]]) -> None:
         try:
             self._save(curves(rows), "curves.png")
-            samples = self._module.samples()
+            module = self._module
+            samples = module.samples()
             if samples:
-                grid_overlay(samples, self._module.task.labels, self._folder / "samples.png")
+                grid_overlay(samples, module.task.labels, self._folder / "samples.png", module.plan.spacing)
         except (OSError, ValueError) as error:
             logger.warning("the pictures of epoch %d were not drawn: %s", int(rows[-1]["epoch"]), error)
 

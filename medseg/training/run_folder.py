@@ -29,28 +29,26 @@ class RunFolder:
         """The folder of the run that ``config`` asks for: made, or found as an earlier call left it.
 
         Args:
-            new: start another run beside an existing one, in ``<path>.2``, ``<path>.3`` …
+            new: start another run beside an existing one, in ``<path>.2``, ``<path>.3`` …; the same call again goes on with it.
 
         Raises:
             MedsegError: the folder holds a run of another configuration (every difference is named), or something else.
         """
-        path = Path(path)
-        if new and path.exists():
-            path = next(p for n in range(2, 10_000) if not (p := path.with_name(f"{path.name}.{n}")).exists())
+        path = _another(Path(path), config) if new else Path(path)
         kept = path / "config.yaml"
         if path.exists() and any(path.iterdir()) and not kept.exists():
             raise MedsegError(
                 f"{path}: expected a new folder or a run folder, found other files; set run.dir to another"
             )
         path.mkdir(parents=True, exist_ok=True)
-        if kept.exists():
-            differences = compare(yaml.safe_load(kept.read_text(encoding="utf-8")) or {}, config)
-            if differences:
-                heading = (
-                    f"{path}: holds a run with another configuration; set run.new=true or another run.dir, or undo"
-                )
-                raise all_at_once(heading, differences)
-        else:
+        differences = compare(_read(kept), config) if kept.exists() else []
+        if differences and (path / "checkpoints" / "last.ckpt").exists():
+            heading = f"{path}: holds a run with another configuration; set run.new=true or another run.dir, or undo"
+            raise all_at_once(heading, differences)
+        if differences:  # the earlier call never got as far as training: there is nothing to lose
+            for name in ("plan.yaml", "splits.json"):
+                (path / name).unlink(missing_ok=True)
+        if differences or not kept.exists():
             write_text(kept, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         return cls(path)
 
@@ -74,6 +72,23 @@ class RunFolder:
         finally:
             root.removeHandler(handler)
             handler.close()
+
+
+def _another(path: Path, config: Mapping[str, Any]) -> Path:
+    """``path`` if it is free; else the last of ``<path>.2`` … if this very run is unfinished there; else the next."""
+    taken = [path, *(p for n in range(2, 10_000) if (p := path.with_name(f"{path.name}.{n}")).exists())]
+    last = taken[-1]
+    if not path.exists():
+        return path
+    unfinished = len(taken) > 1 and not RunFolder(last).finished and (last / "config.yaml").exists()
+    if unfinished and not compare(_read(last / "config.yaml"), config):
+        return last
+    number = int(last.name.rpartition(".")[2]) + 1 if len(taken) > 1 else 2
+    return path.with_name(f"{path.name}.{number}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,13 @@ def test_mistaken_requests_are_refused_before_anything_is_measured(cohort: Cohor
     with pytest.raises(MedsegError, match="no labels"):
         run(Cohort(cohort.cases, ("MRI",)), out)
     assert not out.exists()
+
+
+def test_an_edited_plan_is_taken_and_a_foreign_one_refused(cohort: Cohort, tmp_path: Path) -> None:
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(run(cohort, tmp_path / "a.yaml").changed("seen by eye", foreground=0.5).to_yaml())
+    taken = run(cohort, tmp_path / "b.yaml", planner={"file": edited}, overrides={"batch_size": 3})
+    assert (taken.foreground, taken.batch_size, taken.why["foreground"]) == (0.5, 3, "seen by eye")
+    other = replace(cohort, labels=LabelTable({7: "other"}))
+    with pytest.raises(MedsegError, match=r"edited.yaml: is a plan for labels .*Make one with medseg plan"):
+        run(other, tmp_path / "c.yaml", planner={"file": edited})

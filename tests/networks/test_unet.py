@@ -135,6 +135,21 @@ def test_a_step_against_the_gradient_lowers_the_loss_in_bfloat16(builder: Any) -
     assert losses[-1] < 0.7 * losses[0]
 
 
+@both
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
+def test_a_network_that_is_bfloat16_itself_predicts(builder: Any, dimensions: int, last: bool) -> None:
+    network = builder(**numbers(dimensions, kernel_sizes=[(3,) * dimensions] * 3)).eval()
+    x = torch.randn(1, 2, *(8,) * dimensions)
+    expected = network(x)
+    layout = torch.channels_last if dimensions == 2 else torch.channels_last_3d
+    low = network.bfloat16().to(memory_format=layout if last else torch.contiguous_format)
+    with torch.inference_mode():
+        found = low(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1 * float(expected.detach().abs().max()))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -100,9 +100,9 @@ def test_a_loss_that_turns_nan_stops_and_says_what_to_do(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_on_the_cpu_train_together(tmp_path):
-    code = f"from pathlib import Path\nfrom tests.training.recipe import run\nrun(Path({str(tmp_path)!r}), {{'devices': 2}}, name='two')\n"
     script = tmp_path / "two.py"
-    script.write_text(code)
+    call = f"run(Path({str(tmp_path)!r}), {{'devices': 2}}, name='two')"
+    script.write_text(f"from pathlib import Path\nfrom tests.training.recipe import run\n{call}\n")
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root)}
     subprocess.run([sys.executable, str(script)], cwd=root, env=environment, check=True, timeout=300)
