@@ -97,6 +97,8 @@ def train(
         logger.info("%s is finished: its model is in %s (set run.new=true for another run)", run.path, run.model)
         return run.model
     with run.log():
+        for fault in cohort.faults:
+            logger.warning("not in the data set: %s", fault)
         split = _split(cohort, run.path / "splits.json", folds=folds, tune=tune, seed=seed).fold(fold)
         plan = make_plan(
             cohort,

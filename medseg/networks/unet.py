@@ -244,3 +244,6 @@ def _check(dimensions: int, features: Sequence[int], strides: Rows, kernel_sizes
         raise MedsegError(
             f"network: expected at least one block and one feature a stage, found {blocks} and {features}"
         )
+
+
+residual_unet.encoder = "residual"  # type: ignore[attr-defined]  # the planner gives its stages 1, 3, 4, 6 … blocks

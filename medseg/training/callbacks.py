@@ -66,22 +66,23 @@ class Clock(Callback):
         budget = self._settings.max_time
         if budget is None or not isinstance(module, TrainingModule):
             return
-        now = time.monotonic()
-        self.epoch_seconds = now - self._epoch_start
+        self.epoch_seconds = time.monotonic() - self._epoch_start
         left = budget - self._reserve - self.elapsed
-        if module.total_steps is None:
-            steady = statistics.median(self._steps[SETTLE:] or self._steps)
-            fixed = self.epoch_seconds - sum(self._steps)
-            per_epoch = steady * len(self._steps) + max(fixed, 0.0)
-            epochs = trainer.current_epoch + 1 + int(0.97 * left / per_epoch)
-            epochs = max(1, min(epochs, self._settings.max_epochs))
-            module.total_steps = epochs * self._settings.steps_per_epoch
-            logger.info("%.3f s a step, %.1f s an epoch: %d epochs fit into the budget", steady, per_epoch, epochs)
-        if left < self.epoch_seconds:
+        total = module.total_steps or self._fit_in(left, trainer.current_epoch + 1)
+        # Every rank has a clock of its own; all obey that of rank 0, or some would wait for the others for ever.
+        module.total_steps, late = trainer.strategy.broadcast((total, left < self.epoch_seconds))
+        if late:
             logger.info("the time budget is used up after epoch %d", trainer.current_epoch)
-            trainer.should_stop = True
-        if module.global_step >= module.total_steps:
-            trainer.should_stop = True
+        trainer.should_stop = trainer.should_stop or late or module.global_step >= module.total_steps
+
+    def _fit_in(self, left: float, done: int) -> int:
+        """How many steps the run will have, if ``left`` seconds remain after ``done`` epochs like the last."""
+        steady = statistics.median(self._steps[SETTLE:] or self._steps)
+        fixed = (self.epoch_seconds or 0.0) - sum(self._steps)
+        per_epoch = steady * len(self._steps) + max(fixed, 0.0)
+        epochs = max(1, min(done + int(0.97 * left / per_epoch), self._settings.max_epochs))
+        logger.info("%.3f s a step, %.1f s an epoch: %d epochs fit into the budget", steady, per_epoch, epochs)
+        return epochs * self._settings.steps_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
         return {"elapsed": self.elapsed}

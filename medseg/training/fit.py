@@ -124,9 +124,8 @@ def make_trainer(
     """A Trainer that leaves data order, checkpoints and progress to us."""
     epochs = settings.max_epochs if total_steps is None else -(-total_steps // settings.steps_per_epoch)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+    for words in ("does not have many workers", "exists and is not empty", "infer the `batch_size`", "LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{words}.*")  # nothing that a user could act on
     many = settings.devices not in ("auto", 1, "1")
     try:
         return pl.Trainer(

@@ -28,7 +28,8 @@ def _module(total_steps: int | None = None, ema: float = 0.9) -> TrainingModule:
 
 
 def _epoch(clock: Clock, module: TrainingModule, steps: int, seconds: float, number: int = 0) -> SimpleNamespace:
-    trainer = SimpleNamespace(current_epoch=number, should_stop=False)
+    alone = SimpleNamespace(broadcast=lambda value: value)
+    trainer = SimpleNamespace(current_epoch=number, should_stop=False, strategy=alone)
     for step in range(steps):
         clock.on_train_batch_start(trainer, module, None, step)
         time.sleep(seconds)
