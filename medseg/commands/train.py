@@ -155,6 +155,8 @@ def train(
             reserve=0.03 * (settings.max_time or 0.0),
             draw=Pictures(run.path, module).draw,
         )
+        if fitted.rank:
+            return run.model
         model = _model(fitted, plan, task, network, optimization, seed, fold)
         model = _postprocessed(model, cohort, usable, trust)
         save_model(model, run.model)

@@ -30,13 +30,17 @@ Loggers = Callable[[Path], Sequence[Logger]]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a run ended with: the kept weights, and the rows of its figures (one an epoch)."""
+    """What a run ended with: the kept weights, and the rows of its figures (one an epoch).
+
+    ``rank`` is this process among those that trained together; the first one goes on to write the model.
+    """
 
     weights: dict[str, Tensor]
     rows: list[dict[str, float]]
     best_epoch: int
     best_score: float
     seconds: float
+    rank: int = 0
 
 
 class TrainingData(pl.LightningDataModule):
@@ -110,7 +114,7 @@ def fit(
         if trainer.interrupted:
             raise KeyboardInterrupt
     weights = safetensors.torch.load_file(last.with_name("best.safetensors"))
-    return Fitted(weights, record.rows, record.best_epoch, record.best_score, clock.elapsed)
+    return Fitted(weights, record.rows, record.best_epoch, record.best_score, clock.elapsed, trainer.global_rank)
 
 
 def make_trainer(
