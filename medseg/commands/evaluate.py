@@ -401,8 +401,8 @@ def _draw(
         except MedsegError as error:
             logger.warning("figures: case %s is not drawn: %s", case.id, _without_paths(error, case))
             continue
-        labelled = np.isin(truth, list(scorer.labels.names))
-        overlays.append(Overlay.of(f"{case.id}  Dice {dice[key]:.3f}", image, labelled, predicted > 0, geometry))
+        labelled = np.where(np.isin(truth, list(scorer.labels.names)), truth, 0)  # without what is ignored
+        overlays.append(Overlay.of(f"{case.id}  Dice {dice[key]:.3f}", image, labelled, predicted, geometry))
     if overlays:
         draw_overlays(overlays, out / "figures" / "worst.png", title=title)
 

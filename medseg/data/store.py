@@ -289,7 +289,12 @@ def _packed(array: Array) -> bytes:
     blocks = [1, *(_even(n, block) for n in chunks[1:])]
     parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
     packed = blosc2.asarray(
-        np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=parameters, contiguous=True
+        np.ascontiguousarray(array),
+        chunks=chunks,
+        blocks=blocks,
+        cparams=parameters,
+        dparams={"nthreads": 1},
+        contiguous=True,
     )
     return bytes(packed.to_cframe())
 

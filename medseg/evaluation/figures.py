@@ -21,7 +21,7 @@ _TRUTH, _PREDICTED = "#17becf", "#ff7f0e"
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A slice to draw: ``image`` (I, J) of any range, masks (I, J) boolean, the spacing of both axes, and a title.
+    """A slice to draw: ``image`` (I, J) of any range, masks (I, J) of labels, the spacing of both axes, and a title.
 
     The first axis is drawn to the right, the second upwards where ``upwards`` (slices of volumes), else down (pictures).
     """
@@ -47,10 +47,10 @@ class Overlay:
             image, truth, predicted = (turn.apply(array) for array in (image, truth, predicted))
             axis = 2 - int(np.argmax(spacing[::-1]))
             others = tuple(a for a in range(3) if a != axis)
-            at = int(np.argmax((truth | predicted).sum(axis=others)))
+            at = int(np.argmax(((truth > 0) | (predicted > 0)).sum(axis=others)))
             image, truth, predicted = (np.take(array, at, axis=axis) for array in (image, truth, predicted))
             spacing = tuple(spacing[a] for a in others)
-        window = bounding_box(truth | predicted) or (slice(0, None), slice(0, None))
+        window = bounding_box((truth > 0) | (predicted > 0)) or (slice(0, None), slice(0, None))
         cut = []
         for part, length in zip(window, image.shape, strict=True):
             margin = max(10, (part.stop or length) - part.start)
@@ -87,7 +87,7 @@ def draw_metric(cases: Sequence[ScoredCase], path: Path, *, metric: str = "dice"
 
 
 def draw_overlays(overlays: Sequence[Overlay], path: Path, *, title: str = "") -> None:
-    """Slices with the outlines of truth and prediction.
+    """Slices with the outlines of every label in truth and prediction.
 
     Raises:
         MedsegError: there is nothing to draw.
@@ -105,8 +105,8 @@ def draw_overlays(overlays: Sequence[Overlay], path: Path, *, title: str = "") -
         if overlay.upwards:
             axes.invert_yaxis()
         for mask, colour in ((overlay.truth, _TRUTH), (overlay.predicted, _PREDICTED)):
-            if mask.any() and min(mask.shape) > 1:
-                axes.contour(mask.T.astype(float), levels=[0.5], colors=[colour], linewidths=1.2)
+            for label in np.unique(mask[mask > 0]) if min(mask.shape) > 1 else ():
+                axes.contour((mask == label).T.astype(float), levels=[0.5], colors=[colour], linewidths=1.2)
         axes.set_title(overlay.title, fontsize=8, parse_math=False)
         axes.set_axis_off()
     figure.suptitle(f"{title}\ntruth: blue, prediction: orange".strip(), fontsize=9)

@@ -153,9 +153,14 @@ def _mean_dice(cases: Iterable[_Found], rule: Mapping[str, Any]) -> float:
 def _rules(cases: Iterable[_Found], *, volumes: bool) -> Iterable[dict[str, Any]]:
     """Candidates, the gentlest first: volumes that components really have, then the largest alone, then both.
 
+    No volume is tried beyond half of the smallest component that is right: ``tune`` is small, and the next patient's organ
+    may be smaller than any in it.
     Volumes cannot be compared where cases have different units (``volumes`` is False): then only the largest is tried.
     """
-    seen = np.unique(np.concatenate([np.zeros(0), *(case.volumes for case in cases)]))
+    cases = list(cases)
+    right = [case.volumes[2 * case.overlaps >= np.maximum(case.voxels, 1)] for case in cases]
+    highest = 0.5 * min((float(volumes.min()) for volumes in right if len(volumes)), default=0.0)
+    seen = np.unique(np.minimum(np.concatenate([np.zeros(1), *(case.volumes for case in cases)]), highest))
     if len(seen) > _CANDIDATES:
         seen = seen[np.linspace(0, len(seen) - 1, _CANDIDATES).astype(int)]
     sizes = [float(f"{size:.6g}") for size in seen[1:]] if volumes else []

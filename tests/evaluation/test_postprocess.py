@@ -139,3 +139,11 @@ def test_unknown_labels_and_rules_are_named() -> None:
         apply_postprocessing(predicted, GEOMETRY, LABELS, {"spleen": {"largest": True}})
     with pytest.raises(MedsegError, match="no rule.*biggest"):
         apply_postprocessing(predicted, GEOMETRY, LABELS, {"organ": {"biggest": True}})
+
+
+def test_a_chosen_volume_leaves_room_for_organs_smaller_than_any_of_tune() -> None:
+    predicted, truth = masks()
+    chosen = choose_postprocessing([(predicted, truth, GEOMETRY)] * 3, LABELS)
+    # The lesion of 1 voxel must go; the smallest true one has 8 (0.016 ml), of which half is the most that may be asked for.
+    assert 0.002 < chosen["lesion"]["smallest"] <= 0.008
+    assert chosen["organ"]["smallest"] <= 0.216
