@@ -10,11 +10,19 @@ import pytest
 
 from medseg.testing.phantoms import write_phantoms
 
-SMALL = (
-    "trainer.max_epochs=1 trainer.steps_per_epoch=2 trainer.workers=0 trainer.pictures=0 plan.features=[4,8] "
-    "plan.patch_size=[16,16,16] plan.strides=[[1,1,1],[2,2,2]] plan.kernel_sizes=[[3,3,3],[3,3,3]] plan.blocks=[1,1] "
-    "plan.batch_size=2 folds=3"
-).split()
+SMALL = [
+    "trainer.max_epochs=1",
+    "trainer.steps_per_epoch=2",
+    "trainer.workers=0",
+    "trainer.pictures=0",
+    "plan.features=[4,8]",
+    "plan.patch_size=[16,16,16]",
+    "plan.strides=[[1,1,1],[2,2,2]]",
+    "plan.kernel_sizes=[[3,3,3],[3,3,3]]",
+    "plan.blocks=[1,1]",
+    "plan.batch_size=2",
+    "folds=3",
+]
 
 
 def _sweep(where: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
