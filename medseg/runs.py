@@ -39,7 +39,7 @@ def destination(verb: str, config: Config) -> str | None:
 def _check(config: Config) -> Callable[[], Any]:
     from medseg.commands.check import check
 
-    return functools.partial(check, _cohort(config), dimensions=config["dimensions"])
+    return functools.partial(check, _cohort(config), dimensions=config["dimensions"], options=_reader(config))
 
 
 def _plan(config: Config) -> Callable[[], Any]:
@@ -109,6 +109,7 @@ def _evaluate(config: Config) -> Callable[[], Any]:
         model=_optional_path(config["model"]),
         predictions=_optional_path(config["predictions"]),
         splits=_optional_path(config["splits"]),
+        reader=_reader(config),
         **{name: config[name] for name in names},
     )
 
@@ -133,6 +134,8 @@ def _predict(config: Config) -> Callable[[], Any]:
         model={name: _path(folder) for name, folder in model.items()} if isinstance(model, dict) else _path(model),
         input=[_path(path) for path in scans] if isinstance(scans, list) else _path(scans),
         output=_path(config["output"]),
+        select=_given(config["select"]),
+        export=config["export"],
         **{name: config[name] for name in names},
     )
 
@@ -149,14 +152,26 @@ _LOGGER_PACKAGES = ("mlflow", "wandb")  # extras of medseg
 
 
 def _cohort(config: Config) -> Any:
-    return targets.build(config["data"], where="data")
+    select = _given(config["select"])
+    return targets.build({**config["data"], **({"select": select} if select else {})}, where="data")
+
+
+def _reader(config: Config) -> dict[str, Any]:
+    """Options of the readers that are not what they are by default; a plan keeps them."""
+    from medseg.scans import chosen_options
+
+    return chosen_options({**config["dicom"], **((config.get("plan") or {}).get("options") or {})})
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _planning(config: Config) -> dict[str, Any]:
     """Options of the planner, and the values of the plan that the user sets (null: computed)."""
     from medseg.commands.plan import PLANNER
 
-    chosen = {name: value for name, value in config["plan"].items() if value is not None}
+    chosen = _given(config["plan"]) | _given({"options": _reader(config) or None})
     planner = {name: chosen.pop(name) for name in PLANNER if name in chosen}
     return {"planner": planner, "overrides": chosen}
 

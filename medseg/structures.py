@@ -14,7 +14,8 @@ import numpy as np
 from medseg.errors import MedsegError
 from medseg.volume import Array, Geometry
 
-SourceKind = Literal["nifti", "nrrd", "metaimage", "dicom", "picture", "npz"]
+SourceKind = Literal["nifti", "nrrd", "metaimage", "dicom", "picture", "npz", "seg", "rtstruct"]
+"""What a file holds; ``seg`` and ``rtstruct`` are DICOM objects that hold labels only."""
 _EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -30,8 +31,10 @@ copyreg.pickle(MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))
 class Source:
     """Where the pixels of one volume lie, known from headers alone.
 
-    ``files`` are in the order in which they are read (DICOM: ascending position). ``key`` says which volume is meant where
-    a file or series holds several; ``description`` is the series description, for matching channels, never for names.
+    ``files`` are in the order in which they are read (DICOM: ascending position). ``frames`` is parallel to them where DICOM
+    files hold several planes each (such a file then stands once for each of them): which plane is meant, from 0. ``key`` says
+    which volume is meant where a file or series holds several; ``description`` is the series description, for matching
+    channels, never for names.
     """
 
     kind: SourceKind
@@ -39,6 +42,12 @@ class Source:
     key: str = ""
     modality: str = ""
     description: str = ""
+    frames: tuple[int, ...] = ()
+
+    @property
+    def distinct_files(self) -> tuple[Path, ...]:
+        """Each file once, in the order of reading."""
+        return tuple(dict.fromkeys(self.files))
 
 
 @dataclass(frozen=True)
@@ -214,7 +223,7 @@ class HeatMap:
     geometry: Geometry
 
 
-def as_source(kind: SourceKind, *files: Path, **known: str) -> Source:
+def as_source(kind: SourceKind, *files: Path, **known: Any) -> Source:
     """A source of one or more files, in the order given."""
     return Source(kind, tuple(files), **known)
 

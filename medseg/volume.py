@@ -49,9 +49,15 @@ class Geometry:
             raise MedsegError(f"a grid has two or three axes of at least one voxel; found shape {self.shape}")
         if affine.shape != (dimensions + 1, dimensions + 1) or not np.isfinite(affine).all():
             raise MedsegError(f"expected a finite {dimensions + 1}×{dimensions + 1} affine, found {affine.tolist()}")
-        spacing = np.linalg.norm(affine[:-1, :-1], axis=0)
+        with np.errstate(over="ignore"):
+            spacing = np.linalg.norm(affine[:-1, :-1], axis=0)
         if (spacing <= 0).any():
             raise MedsegError(f"the affine is singular: spacing {spacing.tolist()}; mend the header of the file")
+        if (spacing < 1e-6).any() or (spacing > 1e5).any():
+            sizes = "×".join(f"{length:.3g}" for length in spacing)
+            raise MedsegError(f"no scan has voxels of {sizes} {self.unit}; mend the header of the file")
+        if np.abs(affine[:-1, -1]).max() > 1e9:
+            raise MedsegError(f"no scan lies at {affine[:-1, -1].tolist()} {self.unit}; mend the header of the file")
         cosines = (affine[:-1, :-1] / spacing).T @ (affine[:-1, :-1] / spacing)
         if np.abs(cosines - np.eye(dimensions)).max() > 1e-2:
             raise MedsegError("the axes of the grid are not orthogonal (a sheared or tilted scan); resample it first")

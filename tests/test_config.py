@@ -72,7 +72,7 @@ def test_what_is_called_takes_options_that_its_file_does_not_list() -> None:
             "network=dynunte",
             r"network has no option 'dynunte' \(did you mean dynunet\?\); it has attention_unet, dynunet",
         ),
-        ("runtime=torch", "medseg train has no group 'runtime'; it has data, task"),
+        ("runtime=torch", "medseg train has no group 'runtime'; it has data, select, dicom, task"),
         ("fold=two", "fold: expected a whole number, such as 0, found 'two'"),
         ("fold=0.5", "fold: expected a whole number, such as 0, found 0.5"),
         ("run.new=1", "run.new: expected true or false, such as false, found 1"),

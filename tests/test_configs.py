@@ -179,7 +179,7 @@ def test_the_plan_lists_every_value_that_can_be_set() -> None:
 def test_all_that_is_not_null_in_the_plan_reaches_the_planner() -> None:
     values = config.compose("plan", [*NEEDED["plan"], "plan.patch_size=[16,16]", "plan.batch_size=2"])
     assert runs._planning(values) == {
-        "planner": {"memory_gb": 4.0, "batch_size": 2},
+        "planner": {"memory_gb": 4.0, "batch_size": 2, "width": 16},
         "overrides": {"patch_size": [16, 16]},
     }
 
@@ -204,7 +204,7 @@ def test_the_command_of_a_verb_takes_what_its_configuration_gives(verb: str, mon
             "network.chanels=3",
             r"network: medseg\.networks\.unet\.plain_unet\(\) has no argument 'chanels'; it accepts .*dropout",
         ),
-        ("optim.momentun=0.9", r"optim: torch\.optim\.SGD\(\) has no argument 'momentun'; it accepts .*momentum"),
+        ("optim.betaz=0.9", r"optim: torch\.optim\.AdamW\(\) has no argument 'betaz'; it accepts .*betas"),
         ("loss.gamma=2", r"loss: medseg\.losses\.dice_ce\(\) has no argument 'gamma'"),
         ("network._target_=no_net.Net", r"network: 'no_net\.Net': there is no module 'no_net'"),
         ("logger={own: {_target_: no_logger.Log}}", r"logger\.own: 'no_logger\.Log': there is no module"),

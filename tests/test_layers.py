@@ -12,7 +12,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 ORDER = [
-    *("errors", "targets", "volume", "structures", "scans", "planning", "data", "losses", "networks", "tiling"),
+    *(
+        "errors",
+        "files",
+        "targets",
+        "volume",
+        "structures",
+        "scans",
+        "planning",
+        "data",
+        "losses",
+        "networks",
+        "tiling",
+    ),
     *("evaluation", "tasks", "model", "interop", "inference", "explain", "export", "report", "training", "testing"),
     *("commands", "runs", "config", "cli", "__main__"),
 ]
@@ -27,7 +39,7 @@ CONFINED = {
     "openvino": {"inference", "interop"},
     "onnx": {"inference", "interop"},
 }
-LIGHT = {"errors", "targets", "volume", "structures", "scans", "planning", "runs", "config", "cli"}
+LIGHT = {"errors", "files", "targets", "volume", "structures", "scans", "planning", "runs", "config", "cli"}
 HEAVY = {"torch", "monai", "lightning", "sklearn", "pandas"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

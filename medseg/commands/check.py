@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,10 @@ logger = logging.getLogger(__name__)
 _HEADINGS = {
     "image_without_label": "images without label",
     "label_without_image": "labels without image",
+    "source_absent": "SEG or RTSTRUCT of series that are not there",
+    "other_frame_of_reference": "SEG or RTSTRUCT in another frame of reference",
+    "several_annotations": "several SEG or RTSTRUCT of one series",
+    "ambiguous_label": "labels that may belong to several images",
     "missing_channel": "missing channels",
     "missing_file": "missing files",
     "missing_row": "cases without a row in the table",
@@ -32,17 +37,28 @@ _HEADINGS = {
     "spacing": "absurd spacing",
     "non_integer": "labels that are not whole numbers",
     "unknown_label": "labels that nothing names",
+    "empty_annotation": "RTSTRUCT without contours",
+    "outside_image": "labels that lie beyond their image",
     "empty_label": "labels that mark nothing",
+    "not_annotated": "series that no SEG or RTSTRUCT refers to",
+    "left_out": "left out by select or data.annotation_match",
     "duplicate": "the same scan twice",
     "near_duplicate": "nearly the same scan twice",
 }
 
 
-def check(cohort: Cohort, *, dimensions: int | None = None, progress: bool = True) -> list[Fault]:
+def check(
+    cohort: Cohort,
+    *,
+    dimensions: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> list[Fault]:
     """Read the whole data set, log what it holds, and list all of its faults.
 
     Args:
         dimensions: 2 for pictures, 3 for volumes; None for what most cases are.
+        options: of the readers, as `medseg.scans.read_volume` takes them.
 
     Returns:
         The notes: kinds of faults that stop nobody (`medseg.scans.faults.NOTES`).
@@ -50,8 +66,8 @@ def check(cohort: Cohort, *, dimensions: int | None = None, progress: bool = Tru
     Raises:
         MedsegError: there are faults; its message lists all of them, by kind.
     """
-    seen = examine(cohort, progress=progress)
-    found = compare(cohort, seen, dimensions)
+    seen = examine(cohort, options=options, progress=progress)
+    found = compare(cohort, seen, dimensions, options=options)
     for line in summary(cohort, seen):
         logger.info("%s", line)
     notes = [fault for fault in found if fault.kind in NOTES]

@@ -6,7 +6,6 @@ what cannot be scored is named and ends with exit status 3. Metrics, means and b
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -14,7 +13,6 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,11 +26,12 @@ from medseg.evaluation.baselines import Example, GlobalThreshold, MeanShapeAtlas
 from medseg.evaluation.figures import Overlay, draw_metric, draw_overlays
 from medseg.evaluation.mask_folder import MaskFolder
 from medseg.evaluation.segmentation import segmentation_metrics
-from medseg.evaluation.summary import ScoredCase, check_label_names, format_table, write_evaluation, write_text
+from medseg.evaluation.summary import ScoredCase, check_label_names, format_table, write_evaluation
 from medseg.export.case_folder import remove_remains, whole_folder
 from medseg.export.manifest import Manifest, Record
 from medseg.export.nifti import write_mask
 from medseg.export.origin import InputNames, content_key
+from medseg.files import NO_SPACE, full_disk_is_said, write_text
 from medseg.inference.predictor import Predictor
 from medseg.model import current_versions
 from medseg.scans import difference, read_case, read_geometry, read_mask, same_grid
@@ -44,7 +43,6 @@ from medseg.volume import Array, Geometry
 logger = logging.getLogger(__name__)
 FORMAT = 1
 WORST = 6
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _CAUTION = {
     "tune": "NOT TO BE REPORTED: the checkpoint and the post-processing were chosen on these cases",
     "fit": "NOT TO BE REPORTED: the model was trained on these cases",
@@ -68,6 +66,7 @@ def evaluate(
     overwrite: bool = False,
     trust: Sequence[str] = (),
     runtime: Mapping[str, Any] | None = None,
+    reader: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Score a model or a folder of masks and write the evaluation folder ``out``.
@@ -85,6 +84,7 @@ def evaluate(
         overlap, mirror, runtime: see `Predictor`.
         overwrite: whether results in ``out`` of another model or other options are replaced.
         trust: targets of networks that are not built in.
+        reader: options of the readers for ``predictions``; a model brings those that it was trained with.
 
     Returns:
         ``summary.json`` as a dict; with ``baselines`` also ``{"baselines": {name: summary}}``.
@@ -126,7 +126,7 @@ def evaluate(
         "labels": {name: list(values) for name, values in labels.targets.items()},
         "cases": _hash([case.id for part in parts for case in part.cases]),
     }
-    with _machine_errors(out):
+    with full_disk_is_said(out):
         _open_output(out, request, overwrite)
         failed: dict[tuple[str, str], str] = {}
         if model is None:
@@ -137,7 +137,8 @@ def evaluate(
                 predictor = Predictor(part.models, runtime=runtime, overlap=overlap, mirror=mirror, trust=trust)
                 failed |= _predict(part, predictor, manifests[part.fold], progress)
             found = {fold: MaskFolder(manifest.path.parent) for fold, manifest in manifests.items()}
-        scorer = _Scorer(labels, tolerance_mm, split)
+        models = [model for part in parts for model in part.models]
+        scorer = _Scorer(labels, tolerance_mm, split, models[0].plan.options if models else dict(reader or {}))
         pairs = [(part.fold, case) for part in parts for case in part.cases if (part.fold, case.id) not in failed]
         scored: list[ScoredCase] = []
         for name, case in tqdm(pairs, desc="scoring", unit="case", disable=not progress):
@@ -214,7 +215,7 @@ def _predict(part: Part, predictor: Predictor, manifest: Manifest, progress: boo
             except (MachineError, MemoryError):
                 raise
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in _NO_SPACE:
+                if isinstance(error, OSError) and error.errno in NO_SPACE:
                     raise
                 if not isinstance(error, (MedsegError, OSError)):
                     logger.exception("case %s: this is a bug of medseg", case.id)
@@ -249,12 +250,13 @@ class _Scorer:
     labels: LabelTable
     tolerance_mm: float
     split: str
+    reader: Mapping[str, Any]
 
     def truth(self, case: Case) -> tuple[Array, Geometry]:
         """The true mask on the scan's grid."""
         if case.label is None:
             raise MedsegError("it has no label to compare with")
-        mask, geometry = read_mask(case.label, read_geometry(case.images[0]))
+        mask, geometry = read_mask(case.label, read_geometry(case.images[0], self.reader), self.labels)
         self._check_values(mask, "label")
         return mask, geometry
 
@@ -299,7 +301,7 @@ def _baselines(
         for case in tqdm(cases, desc="fitting a baseline", unit="case", disable=not progress):
             try:
                 truth, geometry = scorer.truth(case)
-                yield Example(geometry, _image(case, cohort) if image else None, truth)
+                yield Example(geometry, _image(case, cohort, scorer.reader) if image else None, truth)
             except MedsegError as error:
                 logger.warning("baseline: case %s left out: %s", case.id, _without_paths(error, case))
 
@@ -311,15 +313,15 @@ def _baselines(
         for case in part.cases:
             if (part.fold, case.id) in wanted:
                 truth, geometry = scorer.truth(case)
-                example = Example(geometry, _image(case, cohort))
+                example = Example(geometry, _image(case, cohort, scorer.reader))
                 for name, baseline in fitted.items():
                     mask = baseline.predict(example)
                     found[name].append(scorer.score(case, mask, truth, geometry, part.fold))
     return found
 
 
-def _image(case: Case, cohort: Cohort) -> Array:
-    volume = read_case(case)
+def _image(case: Case, cohort: Cohort, reader: Mapping[str, Any]) -> Array:
+    volume = read_case(case, reader)
     names = cohort.channels if len(cohort.channels) == len(case.images) else ("",) * len(case.images)
     ct = [
         source.modality == "CT"
@@ -397,7 +399,7 @@ def _draw(
         try:
             truth, geometry = scorer.truth(case)
             predicted = scorer.predicted(case, found[key[0]], geometry)
-            image = read_case(replace(case, images=case.images[:1])).data[0]
+            image = read_case(replace(case, images=case.images[:1]), scorer.reader).data[0]
         except MedsegError as error:
             logger.warning("figures: case %s is not drawn: %s", case.id, _without_paths(error, case))
             continue
@@ -405,20 +407,3 @@ def _draw(
         overlays.append(Overlay.of(f"{case.id}  Dice {dice[key]:.3f}", image, labelled, predicted, geometry))
     if overlays:
         draw_overlays(overlays, out / "figures" / "worst.png", title=title)
-
-
-@contextmanager
-def _machine_errors(out: Path) -> Iterator[None]:
-    """A full disk or memory becomes a MachineError that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise MachineError(
-            f"out {out}: the disk is full; free some space and run the same command again, it goes on"
-        ) from None
-    except MemoryError as error:
-        raise MachineError(
-            f"the memory is full ({error}); close other programs and run the same command again"
-        ) from None

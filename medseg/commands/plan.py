@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import MedsegError
+from medseg.files import write_text
 from medseg.networks import divisor_of, resolve_builder
 from medseg.planning.fingerprint import Fingerprint, content_key, fingerprint
 from medseg.planning.plan import Plan
@@ -56,7 +56,7 @@ def plan(
     if planner.get("file") is not None:
         made = _given(Path(planner["file"]), cohort, overrides)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, made.to_yaml())
+        write_text(path, made.to_yaml())
         logger.info("%s", describe(made))
         return made
     divisor = divisor_of(network, trust)
@@ -76,7 +76,7 @@ def plan(
         overrides=overrides,
         **chosen,
     )
-    _write(path, made.to_yaml())
+    write_text(path, made.to_yaml())
     logger.info("%s", describe(made))
     logger.info("the plan is in %s", path)
     return made
@@ -118,18 +118,8 @@ def _fingerprint(cohort: Cohort, options: Mapping[str, Any], path: Path, workers
     except (ValueError, KeyError, TypeError, MedsegError):
         logger.info("%s is not readable and is made again", path)
     measured = fingerprint(cohort, options, workers=workers, progress=progress)
-    _write(path, f'{{"key": "{key}",\n"fingerprint": {measured.to_json()}}}\n')
+    write_text(path, f'{{"key": "{key}",\n"fingerprint": {measured.to_json()}}}\n')
     return measured
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or nothing."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _by(values: Sequence[float]) -> str:

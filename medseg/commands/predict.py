@@ -6,13 +6,13 @@ stopped.
 
 from __future__ import annotations
 
-import errno
+import functools
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from tqdm import tqdm
 
 from medseg.errors import MachineError, MedsegError, SomeFailed, all_at_once
 from medseg.export.case_folder import holds_only_results, remove_remains, whole_folder
+from medseg.export.dicom import DicomExport, ValueMap, export_dicom, probability_maps
+from medseg.export.dicom_source import Algorithm
 from medseg.export.manifest import Manifest, Record, read_manifest, records
 from medseg.export.nifti import write_mask, write_probabilities
 from medseg.export.origin import InputNames, content_key
 from medseg.export.overlay import case_overlay
 from medseg.export.tables import figures, write_predictions
+from medseg.files import NO_SPACE, full_disk_is_said
 from medseg.inference.ahead import Read, read_ahead, warnings_of_this_thread
 from medseg.inference.combine import combine, combined_labels
 from medseg.inference.predictor import Predictor
@@ -38,7 +41,6 @@ from medseg.structures import Case, Fault, Prediction
 logger = logging.getLogger(__name__)
 Models = Path | str | Mapping[str, Path | str]
 Input = Path | str | Sequence[Path | str]
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TAKEN = ("manifest.json", "predictions.csv", "report.html")
 
 
@@ -56,6 +58,8 @@ def predict(
     workers: int = 1,
     runtime: Mapping[str, Any] | None = None,
     trust: Sequence[str] = (),
+    select: Mapping[str, Any] | None = None,
+    export: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Path:
     """Predict every scan of ``input`` into the result folder ``output``.
@@ -72,6 +76,9 @@ def predict(
         workers: scans that are read ahead while one is predicted, each in memory.
         runtime: options of `medseg.inference.runtime.TorchRuntime`.
         trust: targets of networks that are not built in.
+        select: which volumes are taken (`medseg.scans.select.Selection`); None for all.
+        export: ``{"dicom": True}`` writes DICOM objects beside the mask; its other values are those of
+            `medseg.export.dicom.DicomExport`. Every scan must then be DICOM.
 
     Returns:
         The result folder.
@@ -96,14 +103,23 @@ def predict(
         for name, path in (model.items() if isinstance(model, Mapping) else [("", model)])
     }
     plan = _plan_of_all(predictors)
-    cases, faults = input_cases(input, plan)
+    objects = _objects(export or {}, predictors, plan)
+    cases, faults = input_cases(input, plan, select=select)
     if not cases:
         raise all_at_once(f"input {input}: expected scans, found none that can be read", map(str, faults))
-    manifest = _manifest(output, predictors, overlap=overlap, mirror=mirror, save_probabilities=save_probabilities)
-    work = _Work(predictors, output, names, save_probabilities, overlays)
+    if objects is not None:
+        _check_dicom(cases)
+    chosen = {
+        "overlap": overlap,
+        "mirror": mirror,
+        "save_probabilities": save_probabilities,
+        "export": dict(export or {}),
+    }
+    manifest = _manifest(output, predictors, chosen)
+    work = _Work(predictors, output, names, save_probabilities, overlays, objects)
     unread = _unread(faults, {case.id for case in cases}, names)
     _check_folders({case.id: work.folder(case) for case in cases})
-    with _machine_errors(output):
+    with full_disk_is_said(output):
         _open_output(output, manifest, overwrite)
         with manifest.saving():
             for name, record in unread.items():
@@ -129,6 +145,7 @@ class _Work:
     names: InputNames
     save_probabilities: bool
     overlays: bool
+    write_objects: Callable[..., list[str]] | None
     starved: list[str] = field(default_factory=list)
 
     def folder(self, case: Case) -> Path:
@@ -156,10 +173,10 @@ class _Work:
                 raise read.error
             key = content_key(case)
             with warnings_of_this_thread("medseg") as notes:
-                found = self._predict(case, read, on_window)
-            record = replace(record, mended=[*mended, *notes])
+                found, completed = self._predict(case, read, on_window)
+            record = replace(record, mended=[*mended, *notes, *completed])
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
                 raise
             if isinstance(error, (MachineError, MemoryError)):
                 self.starved.append(case.id)
@@ -171,12 +188,15 @@ class _Work:
         seconds = time.monotonic() - started
         return replace(record, status="done", seconds=seconds, folder=self.folder(case).name, key=key, figures=found)
 
-    def _predict(self, case: Case, read: Read, on_window: Callable[[int, int], None]) -> dict[str, float]:
-        """Write the case's folder; returns its figures."""
+    def _predict(
+        self, case: Case, read: Read, on_window: Callable[[int, int], None]
+    ) -> tuple[dict[str, float], list[str]]:
+        """Write the case's folder; returns its figures, and what DICOM objects needed that the source lacks."""
         if read.volume is None:
             raise MedsegError(f"case {case.id!r}: was not read")
         predictions: dict[str, Prediction] = {}
         found: dict[str, float] = {}
+        maps: list[Iterator[ValueMap]] = []
         with whole_folder(self.folder(case)) as folder:
             for name, predictor in self.predictors.items():
                 outcome = predictor.outcome(read.volume, case.id, on_window)
@@ -185,12 +205,42 @@ class _Work:
                 if self.save_probabilities:
                     place = folder / slug(name) if name else folder
                     place.mkdir(exist_ok=True)
-                    write_probabilities(outcome.merged, outcome.restoration, outcome.prediction.labels, place)
+                    merged = (outcome.merged, outcome.restoration, outcome.prediction.labels)
+                    write_probabilities(*merged, place)
+                    if self.write_objects is not None:
+                        maps.append(probability_maps(*merged, folder=slug(name) if name else ""))
             prediction = predictions[""] if "" in predictions else combine(predictions)
             write_mask(prediction, folder)
             if self.overlays:
                 case_overlay(read.volume, prediction, folder / "overlay.png")
-        return found
+            completed = self.write_objects(prediction, case, folder, maps=chain(*maps)) if self.write_objects else []
+        return found, completed
+
+
+def _objects(
+    export: Mapping[str, Any], predictors: Mapping[str, Predictor], plan: Plan
+) -> Callable[..., list[str]] | None:
+    """What writes the DICOM objects of a case, or None where they are not asked for."""
+    chosen = dict(export)
+    if not chosen.pop("dicom", False):
+        return None
+    version = "+".join(predictor.sha256[:12] for predictor in predictors.values())
+    return functools.partial(
+        export_dicom,
+        options=DicomExport.from_mapping(chosen),
+        plan_options=plan.options,
+        algorithm=Algorithm(f"medseg {plan.task}", version),
+    )
+
+
+def _check_dicom(cases: Sequence[Case]) -> None:
+    """Raises MedsegError unless all scans are DICOM: objects belong to the patient and study of one."""
+    others = [case.id for case in cases if case.images[0].kind != "dicom"]
+    if others:
+        raise MedsegError(
+            f"export=dicom: expected DICOM series, found {len(others)} scan(s) of other formats: {', '.join(others[:10])}. "
+            "Predict them without export=dicom, or take the DICOM series as input"
+        )
 
 
 def _check_output(output: Path, names: InputNames, overwrite: bool) -> None:
@@ -262,7 +312,7 @@ def _plan_of_all(predictors: Mapping[str, Predictor]) -> Plan:
     return plans[first]
 
 
-def _manifest(output: Path, predictors: Mapping[str, Predictor], **options: Any) -> Manifest:
+def _manifest(output: Path, predictors: Mapping[str, Predictor], options: Mapping[str, Any]) -> Manifest:
     tables = {name: predictor.plan.labels for name, predictor in predictors.items()}
     labels = tables[""] if "" in tables else combined_labels(tables)
     return Manifest(
@@ -283,20 +333,6 @@ def _unread(faults: Sequence[Fault], taken: set[str], names: InputNames) -> dict
             name += "′"
         found[name] = Record("failed", reason=names.without_paths(fault.message))
     return found
-
-
-@contextmanager
-def _machine_errors(output: Path) -> Iterator[None]:
-    """A full disk becomes a MachineError that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise MachineError(
-            f"output {output}: the disk is full ({error.strerror}). What is complete stays; free some space and run the "
-            "same command again, it goes on"
-        ) from None
 
 
 def _window_progress(bar: tqdm, case: str) -> Callable[[int, int], None]:

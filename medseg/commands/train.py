@@ -28,7 +28,7 @@ from medseg.model import Model, load_members, save_model
 from medseg.networks import build_network
 from medseg.planning.plan import Plan
 from medseg.scans import read_mask
-from medseg.scans.faults import duplicate_groups
+from medseg.scans.faults import NOTES, duplicate_groups
 from medseg.structures import Cohort
 from medseg.tasks import build_task
 from medseg.training.fit import Fitted, Loggers, TrainingData, fit
@@ -98,8 +98,9 @@ def train(
         return run.model
     with run.log():
         for fault in cohort.faults:
-            logger.warning("not in the data set: %s", fault)
-        split = _split(cohort, run.path / "splits.json", folds=folds, tune=tune, seed=seed).fold(fold)
+            logger.log(logging.INFO if fault.kind in NOTES else logging.WARNING, "not in the data set: %s", fault)
+        reader = (overrides or {}).get("options") or {}
+        split = _split(cohort, run.path / "splits.json", reader, folds=folds, tune=tune, seed=seed).fold(fold)
         plan = make_plan(
             cohort,
             planner=planner or {},
@@ -172,11 +173,11 @@ def train(
     return run.model
 
 
-def _split(cohort: Cohort, path: Path, *, folds: int, tune: float, seed: int) -> Splits:
+def _split(cohort: Cohort, path: Path, options: Mapping[str, Any], *, folds: int, tune: float, seed: int) -> Splits:
     """The splits kept in ``path``, or new ones: by patient, and what shows the same thing twice in one part."""
     groups: dict[str, set[str]] = {}
     if not path.exists():
-        for case, group in duplicate_groups(cohort).items():
+        for case, group in duplicate_groups(cohort, options=options).items():
             groups.setdefault(group, set()).add(case)
     return obtain_splits(cohort.cases, path, folds=folds, tune=tune, seed=seed, groups=groups.values())
 
@@ -254,7 +255,8 @@ def _postprocessed(model: Model, cohort: Cohort, split: Split, trust: Sequence[s
             prediction = predictor.predict(by_id[name])
             source = by_id[name].label
             if prediction.mask is not None and source is not None:
-                yield prediction.mask, read_mask(source, prediction.geometry)[0], prediction.geometry
+                truth, _ = read_mask(source, prediction.geometry, model.plan.labels)
+                yield prediction.mask, truth, prediction.geometry
 
     return replace(model, postprocessing=choose_postprocessing(pairs(), model.plan.labels))
 

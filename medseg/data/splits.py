@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import MedsegError, all_at_once
+from medseg.files import write_text
 from medseg.structures import Case
 
 logger = logging.getLogger(__name__)
@@ -86,13 +86,8 @@ class Splits:
         """Write ``path``, which appears whole or not at all."""
         rows = [{"fit": split.fit, "tune": split.tune, "test": split.test} for split in self.folds]
         text = json.dumps({"format": FORMAT, "made": dict(self.made), "folds": rows}, indent=1)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(text + "\n", encoding="utf-8")
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Splits:

@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import time
-import uuid
 import zipfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -34,6 +33,7 @@ from medseg import scans
 from medseg.data.preprocess import Restoration, preprocess, preprocess_mask
 from medseg.data.workers import work_off
 from medseg.errors import MachineError, MedsegError
+from medseg.files import whole_file
 from medseg.planning.plan import Plan
 from medseg.structures import Case, Fault, LabelTable
 from medseg.volume import Array
@@ -183,8 +183,8 @@ def entry_key(case: Case, plan: Plan) -> str:
         if source is None:
             digest.update(b"no label")
             continue
-        digest.update(f"{source.kind} {source.key!r} {len(source.files)}".encode())
-        for path in source.files:
+        digest.update(f"{source.kind} {source.key!r} {source.frames or len(source.files)}".encode())
+        for path in source.distinct_files:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
@@ -237,7 +237,7 @@ def _preprocessed(case: Case, plan: Plan) -> tuple[Array, Array | None, Restorat
     image, restoration = preprocess(volume, plan)
     if case.label is None:
         return image, None, restoration
-    mask, _ = scans.read_mask(case.label, volume.geometry)
+    mask, _ = scans.read_mask(case.label, volume.geometry, plan.labels)
     return image, preprocess_mask(mask, restoration, plan), restoration
 
 
@@ -259,18 +259,12 @@ def _write(target: Path, image: Array, label: Array | None, restoration: Restora
     }
     if label is not None:
         members["label.b2nd"] = _packed(label.astype(np.uint8) if label.max() <= 255 else label)
-    aside = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with zipfile.ZipFile(aside, "w") as archive:
+        with whole_file(target) as aside, zipfile.ZipFile(aside, "w") as archive:
             for name, content in members.items():
                 archive.writestr(name, content)
-        aside.replace(target)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise _machine_error(error, target.parent) from error
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def _narrowed(image: Array, plan: Plan) -> Array:

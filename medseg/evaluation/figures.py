@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from medseg.errors import MedsegError
 from medseg.evaluation.lesions import bounding_box
 from medseg.evaluation.summary import ScoredCase
+from medseg.files import whole_file
 from medseg.volume import Array, Geometry, reorientation_to
 
 _TRUTH, _PREDICTED = "#17becf", "#ff7f0e"
@@ -116,10 +116,6 @@ def draw_overlays(overlays: Sequence[Overlay], path: Path, *, title: str = "") -
 def _save(figure: Figure, path: Path) -> None:
     """Whole or not at all; no global state of pyplot is touched."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.part.png")
     FigureCanvasAgg(figure)
-    try:
+    with whole_file(path) as aside:
         figure.savefig(aside, dpi=120)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

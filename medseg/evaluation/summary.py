@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from medseg.errors import MedsegError
 from medseg.evaluation.bootstrap import Estimate, estimate_means
 from medseg.evaluation.segmentation import Row
+from medseg.files import write_text
 
 COLUMNS = ("id", "patient", "fold", "split", "label", "metric", "value", "n_gt", "n_pred")
 MEAN = "mean"
@@ -116,16 +116,6 @@ def cases_csv(cases: Sequence[ScoredCase]) -> str:
                 ]
             )
     return text.getvalue()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def format_table(summary: Summary) -> str:

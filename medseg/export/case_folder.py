@@ -12,7 +12,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 _NEW, _OLD = ".part-", ".old-"
-_RESULTS = ("mask.nii.gz", "mask.png", "overlay.png", "probability_*.nii.gz", "probability_*.png")
+_RESULTS = (
+    *("mask.nii.gz", "mask.png", "overlay.png", "probability_*.nii.gz", "probability_*.png"),
+    *("seg.dcm", "rtstruct.dcm", "sr.dcm", "probability_*.dcm"),
+)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medseg.errors import MedsegError
+from medseg.files import write_text
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -107,12 +108,7 @@ class Manifest:
         """Write ``manifest.json``: whole or not at all."""
         cases = {case: _compact(record) for case, record in sorted(self.cases.items())}
         text = json.dumps({**self._head, "cases": cases}, indent=1, ensure_ascii=False, allow_nan=False)
-        aside = self.path.with_name(f".part-{self.path.name}")
-        try:
-            aside.write_text(text + "\n", encoding="utf-8")
-            aside.replace(self.path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_text(self.path, text + "\n")
         self._saved_at = time.monotonic()
 
     @contextmanager

@@ -6,7 +6,6 @@ The file of a mask holds the label values themselves in the smallest unsigned ty
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +14,7 @@ from PIL import Image
 
 from medseg.data.preprocess import Restoration, restore_mask
 from medseg.errors import MedsegError
+from medseg.files import whole_file
 from medseg.scans.names import slug
 from medseg.structures import LabelTable, Prediction
 from medseg.volume import Array, Geometry
@@ -38,8 +38,7 @@ def write_labels(mask: Array, geometry: Geometry, stem: Path) -> Path:
     """Write integer labels ``geometry.shape`` as ``<stem>.nii.gz`` or ``<stem>.png``; returns the path."""
     kind = np.min_scalar_type(int(mask.max(initial=0)))
     if geometry.dimensions == 3:
-        image = _nifti(np.asarray(mask, dtype=kind), geometry)
-        return _whole(stem.parent / f"{stem.name}.nii.gz", lambda path: nib.save(image, path))
+        return _write_volume(_nifti(np.asarray(mask, dtype=kind), geometry), stem)
     if kind.itemsize > 2:
         raise MedsegError(f"a PNG holds labels up to 65535, found {int(mask.max())}")
     values = np.asarray(mask, dtype=np.uint8 if kind.itemsize == 1 else np.uint16)
@@ -71,7 +70,7 @@ def write_probabilities(
         else:
             image = _nifti(values, restoration.scan)
             image.header.set_slope_inter(1 / PROBABILITY_STEPS, 0)
-            paths.append(_whole(stem.with_name(f"{stem.name}.nii.gz"), _nifti_writer(image)))
+            paths.append(_write_volume(image, stem))
     return paths
 
 
@@ -88,23 +87,17 @@ def _nifti(values: Array, geometry: Geometry) -> nib.Nifti1Image:
     return image
 
 
-def _nifti_writer(image: nib.Nifti1Image) -> Callable[[Path], None]:
-    return lambda path: nib.save(image, path)
+def _write_volume(image: nib.Nifti1Image, stem: Path) -> Path:
+    path = stem.with_name(f"{stem.name}.nii.gz")
+    with whole_file(path) as aside:
+        nib.save(image, aside)
+    return path
 
 
 def _write_picture(values: Array, path: Path) -> Path:
     """Write ``(I, J)`` 8- or 16-bit values as a PNG whose columns are i and rows j."""
     png = io.BytesIO()  # Pillow says "encoder error" of a full disk; bytes make it an OSError that says so
     Image.fromarray(np.ascontiguousarray(values.T)).save(png, format="PNG")
-    return _whole(path, lambda aside: aside.write_bytes(png.getvalue()))
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` make a file under another name beside ``path``, then give it its name."""
-    aside = path.with_name(f".part-{path.name}")
-    try:
-        write(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with whole_file(path) as aside:
+        aside.write_bytes(png.getvalue())
     return path

@@ -45,15 +45,16 @@ class InputNames:
         """What was read: each file, or the folder and number of files of a long series."""
         found = []
         for source in case.images:
-            if len(source.files) <= 2:
-                found += [self.relative(file) for file in source.files]
+            files = source.distinct_files
+            if len(files) <= 2:
+                found += [self.relative(file) for file in files]
             else:
-                found.append(f"{self.relative(source.files[0].parent)} ({len(source.files)} files)")
+                found.append(f"{self.relative(files[0].parent)} ({len(files)} files)")
         return tuple(found)
 
     def without_paths(self, text: str, case: Case | None = None) -> str:
         """A message in which files of the input bear their relative names."""
-        files = [file for source in case.images for file in source.files] if case is not None else []
+        files = [file for source in case.images for file in source.distinct_files] if case is not None else []
         for file in files:
             text = text.replace(str(file), self.relative(file))
         given = os.path.relpath(self.folder)
@@ -73,7 +74,8 @@ def content_key(case: Case) -> str:
     """
     digest = hashlib.sha256()
     for source in case.images:
-        for path in source.files:
+        digest.update(f"{source.key} {source.frames}".encode())
+        for path in source.distinct_files:
             size = path.stat().st_size
             digest.update(str(size).encode())
             with path.open("rb") as file:

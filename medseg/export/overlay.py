@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from medseg.files import whole_file
 from medseg.structures import LabelTable, Prediction
 from medseg.volume import Array, Volume, reorientation_to
 
@@ -136,12 +137,8 @@ def _save(rows: Sequence[Sequence[Image.Image]], labels: LabelTable, path: Path)
         plain = name.encode("ascii", "replace").decode()[:40]
         draw.text((left, page.height - _LEGEND_PX + 2), plain, fill=COLOURS[number % len(COLOURS)], font=font)
         left += draw.textlength(plain, font=font) + 10
-    aside = path.with_name(f".part-{path.name}")
-    try:
-        png = io.BytesIO()  # Pillow says "encoder error" of a full disk; bytes make it an OSError that says so
-        page.save(png, format="PNG")
+    png = io.BytesIO()  # Pillow says "encoder error" of a full disk; bytes make it an OSError that says so
+    page.save(png, format="PNG")
+    with whole_file(path) as aside:
         aside.write_bytes(png.getvalue())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path

@@ -11,6 +11,7 @@ import numpy as np
 
 from medseg.evaluation.lesions import bounding_box, components
 from medseg.export.manifest import Record
+from medseg.files import write_text
 from medseg.structures import Prediction
 
 NAME = "predictions.csv"
@@ -48,10 +49,5 @@ def write_predictions(cases: Mapping[str, Record], folder: Path) -> Path:
         values = [record.figures.get(name, "") for name in columns]
         writer.writerow([case, record.status, f"{record.seconds:.2f}", *values, record.reason])
     path = folder / NAME
-    aside = path.with_name(f".part-{path.name}")
-    try:
-        aside.write_text(text.getvalue(), encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(path, text.getvalue())
     return path

@@ -176,7 +176,7 @@ def content_key(
 
     table = cohort.labels
     labels = None if table is None else [
-        dict(table.names), table.ignore, {k: list(v) for k, v in table.regions.items()}
+        dict(table.names), table.ignore, {k: list(v) for k, v in table.regions.items()}, list(table.paint)
     ]  # fmt: skip
     cases = sorted(cohort.cases, key=lambda case: case.id)
     rows = _in_parallel(digest, cases, workers, "content" if progress else "")
@@ -203,7 +203,7 @@ def _measure(case: Case, labels: LabelTable | None, options: Mapping[str, Any], 
         raise MedsegError(f"case {case.id!r}: the image holds NaN or infinite values; mend the file")
     present = (data != 0).any(0)
     if case.label is not None and labels is not None:
-        mask, _ = scans.read_mask(case.label, geometry)
+        mask, _ = scans.read_mask(case.label, geometry, labels)
         foreground, sizes = _labelled(mask, geometry, labels, case.id)
     else:
         foreground, sizes = present, {}
@@ -307,7 +307,8 @@ def _pooled(measured: Sequence[_Measured]) -> tuple[ChannelStatistics, ...]:
 
 
 def _identity(source: Source) -> list[Any]:
-    return [source.kind, source.key, source.modality, [_file_digest(path) for path in source.files]]
+    digests = [_file_digest(path) for path in source.distinct_files]
+    return [source.kind, source.key, source.modality, list(source.frames), digests]
 
 
 def _file_digest(path: Path) -> str:

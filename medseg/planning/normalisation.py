@@ -50,7 +50,7 @@ def plan_channels(
     scale = (short(lowest), next((top for top in (1.0, 255.0, 65535.0) if highest <= top), short(highest)))
     channels, reasons = [], []
     for name, values, asked in zip(names, statistics, wishes, strict=True):
-        kind, reason = _by_modality(name, values, colour) if asked is None else (str(asked), "set by the user")
+        kind, reason = _by_modality(name, values, colour) if asked is None else (str(asked), "as configured")
         options: dict[str, Any] = {}
         if kind == "ct":
             options = {"low": short(values.low), "high": short(values.high), "mean": short(values.mean)}

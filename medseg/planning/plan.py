@@ -117,7 +117,7 @@ class Plan:
             product = [p * s for p, s in zip(product, stride, strict=True)]
         return tuple(product)
 
-    def changed(self, why: str = "set by the user", **values: Any) -> Plan:
+    def changed(self, why: str = "as configured", **values: Any) -> Plan:
         """The plan with other values, whose reason is ``why``. Raises MedsegError for a name that a plan does not have."""
         known = {f.name for f in fields(self)} - {"why"}
         unknown = sorted(set(values) - known)

@@ -56,7 +56,7 @@ FAIR_PATCH = {2: 256**2, 3: 64**3}
 SEEN_BY_BATCH = 0.05
 FOREGROUND = 0.33
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
-_BY_USER = "set by the user"
+_CONFIGURED = "as configured"
 
 
 def make_plan(
@@ -144,7 +144,7 @@ def make_plan(
         why=why,
     )
     try:
-        plan = plan.changed(why=_BY_USER, **given)
+        plan = plan.changed(why=_CONFIGURED, **given)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise MedsegError(f"plan: {', '.join(f'{k}={v}' for k, v in given.items())}: wrong type ({error})") from None
     check_whole(plan, demand.divisor, fingerprint)
@@ -281,7 +281,7 @@ def _network(demand: _Demand, width: int | None, why: dict[str, str]) -> tuple[t
         else:
             break
     if fixed_width is not None:
-        reasons = [_BY_USER]
+        reasons = [_CONFIGURED]
     why["features"] = (
         f"{stages.features[0]} in the first stage, doubled in each up to {LARGEST_WIDTH[dimensions]}"
         f" ({'; '.join(reasons) or 'the width that nnU-Net uses; the budget allows it'})"

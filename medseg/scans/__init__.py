@@ -14,29 +14,35 @@ from typing import Any
 import numpy as np
 
 from medseg.scans.reading import ScanError
-from medseg.structures import Case, Source
+from medseg.structures import Case, LabelTable, Source
 from medseg.volume import Array, Geometry, Reorientation, Volume, reorientation_to
 
 GRID_TOLERANCE = 0.1
 """By how much of a voxel the corners of two grids may differ: headers are rounded, and a tenth of a voxel moves no label."""
 
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
-_OPTIONS = ("grey",)
+_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "grey": (False, True),
+    "uneven": ("refuse", "resample"),
+    "suv": (False, True),
+    "invert": (True, False),
+}
+"""What readers can be told, the default first; they change values or grid, so a plan keeps them."""
 
 
 def read_volume(source: Source, options: Mapping[str, Any] = _NO_OPTIONS) -> Volume:
     """The pixels of one source as float32 ``(C, *S)``: C = 1, or 3 (red, green, blue) for colour.
 
     Args:
-        options: ``grey=True`` turns colour into brightness (ITU-R BT.601), C = 1.
+        options: ``grey=True`` turns colour into brightness (ITU-R BT.601), C = 1. Of DICOM alone: ``uneven="resample"``
+            evens out gaps between slices (default: refuse), ``suv=True`` makes PET values SUVbw in g/ml, ``invert=False``
+            leaves MONOCHROME1 pictures as they are stored (default: large values are bright).
 
     Raises:
         ScanError: the file is missing, damaged, or not one volume.
-        MedsegError: an option that does not exist.
+        ScanError: of kind ``"bad_option"`` for an option or a value that does not exist.
     """
-    unknown = sorted(set(options) - set(_OPTIONS))
-    if unknown:
-        raise ScanError(f"reader options: no {', '.join(unknown)}; a reader has {', '.join(_OPTIONS)}", "bad_option")
+    check_options(options)
     array, geometry, modality = _read(source, options)
     if options.get("grey") and len(array) == 3:
         array = np.tensordot(np.array([0.299, 0.587, 0.114]), array, axes=1)[None]
@@ -72,17 +78,36 @@ def read_case(case: Case, options: Mapping[str, Any] = _NO_OPTIONS) -> Volume:
     return Volume(stacked, volumes[0].geometry, "+".join(filter(None, modalities)))
 
 
-def read_mask(source: Source, geometry: Geometry | None = None) -> tuple[Array, Geometry]:
+def read_mask(
+    source: Source, geometry: Geometry | None = None, labels: LabelTable | None = None
+) -> tuple[Array, Geometry]:
     """The labels of a mask ``(*S)`` in the smallest integer type that holds them, and their grid.
+
+    A DICOM SEG or RTSTRUCT has names rather than values: each segment or region is painted with the value that ``labels``
+    gives its name, and is sampled at the voxel centres of ``geometry``.
 
     Args:
         geometry: the grid of the image, on whose voxels the mask must lie (it may be stored along other axes, and is turned);
-            it is then what is returned.
+            it is then what is returned. An RTSTRUCT cannot be read without.
+        labels: what the names of a SEG or RTSTRUCT stand for; None for the numbers that the file gives them. Masks of other
+            formats hold values, and are read as they are.
 
     Raises:
-        ScanError: as `read_volume`; ``non_integer`` for other values than whole numbers, ``grids_differ``, ``colour_label``.
+        ScanError: as `read_volume`; ``non_integer`` for other values than whole numbers, ``grids_differ``, ``colour_label``;
+            as `medseg.scans.seg.read` and `medseg.scans.rtstruct.read`.
     """
     path = source.files[0]
+    if source.kind == "seg":
+        from medseg.scans import seg
+
+        return seg.read(source, geometry, labels)
+    if source.kind == "rtstruct":
+        from medseg.scans import rtstruct
+
+        if geometry is None:
+            reason = f"{path.name}: contours have no grid of their own; read them with their image"
+            raise ScanError(reason, "unsupported")
+        return rtstruct.read(source, geometry, labels)
     if source.kind == "picture":
         from medseg.scans import picture
 
@@ -103,8 +128,9 @@ def read_mask(source: Source, geometry: Geometry | None = None) -> tuple[Array, 
     return (mask if turn is None else turn.apply(mask)), geometry or found
 
 
-def read_geometry(source: Source) -> Geometry:
-    """The grid of a source from its header alone. Raises ScanError as `read_volume`."""
+def read_geometry(source: Source, options: Mapping[str, Any] = _NO_OPTIONS) -> Geometry:
+    """The grid of a source from its header alone. Args and errors as `read_volume`."""
+    check_options(options)
     if source.kind == "nifti":
         from medseg.scans import nifti
 
@@ -112,7 +138,7 @@ def read_geometry(source: Source) -> Geometry:
     if source.kind == "dicom":
         from medseg.scans import dicom
 
-        return dicom.read_geometry(source)
+        return dicom.read_geometry(source, options)
     if source.kind == "picture":
         from medseg.scans import picture
 
@@ -126,6 +152,24 @@ def read_geometry(source: Source) -> Geometry:
 
         return metaimage.read_geometry(source)
     raise ScanError(f"{source.files[0]}: files of kind {source.kind!r} are not read yet", "unsupported")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ScanError of kind ``"bad_option"`` for reader options or values that do not exist, all at once."""
+    unknown = sorted(set(options) - set(_OPTIONS))
+    problems = [f"no {', '.join(unknown)}; a reader has {', '.join(_OPTIONS)}"] if unknown else []
+    for name, allowed in _OPTIONS.items():
+        value = options.get(name, allowed[0])
+        if type(value) is not type(allowed[0]) or value not in allowed:
+            problems.append(f"{name} is {' or '.join(map(str, allowed))}, not {value!r}")
+    if problems:
+        raise ScanError(f"reader options: {'; '.join(problems)}", "bad_option")
+
+
+def chosen_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that are not what they are by default: what a plan has to keep. Raises ScanError as `check_options`."""
+    check_options(options)
+    return {name: value for name, value in options.items() if value != _OPTIONS[name][0]}
 
 
 def same_grid(one: Geometry, two: Geometry) -> bool:

@@ -1,7 +1,8 @@
 """Everything that is wrong with a data set, at once: each case is read as training would read it, and compared with the others.
 
 Kinds of faults: those of `reading.ScanError` (``unreadable``, ``truncated``, ``not_3d``, ``grids_differ``, ``non_integer`` …),
-those of the layout (``image_without_label``, ``label_without_image``, ``missing_channel`` …), and here ``wrong_dimensions``,
+those of the layout (``image_without_label``, ``label_without_image``, ``missing_channel`` …; of SEG and RTSTRUCT
+``source_absent``, ``other_frame_of_reference``, ``several_annotations`` …), and here ``wrong_dimensions``,
 ``channels``, ``not_finite``, ``blank_image``, ``spacing``, ``unknown_label``, ``empty_label``, ``duplicate``, ``near_duplicate``.
 """
 
@@ -11,21 +12,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from medseg.scans import read_case, read_mask
 from medseg.scans.duplicates import Print, duplicates, print_of
-from medseg.scans.find import NO_SCAN
+from medseg.scans.find import HARMLESS
+from medseg.scans.labels import NAMED
+from medseg.scans.pairing import NOT_ANNOTATED
 from medseg.scans.reading import ScanError
 from medseg.structures import Case, Cohort, Fault, unique_values
 from medseg.volume import Array, Geometry
 
 _Say = Callable[[str, str], None]
 
-NOTES = frozenset(("empty_label", NO_SCAN))
-"""Kinds that are listed and stop nobody: a scan without anything to find is as good a case as any."""
+NOTES = frozenset(("empty_label", *HARMLESS, NOT_ANNOTATED))
+"""Kinds that are listed and stop nobody: a scan without anything to find is as good a case as any, and what was left out was
+meant to be."""
 
 LEAST_SPACING_MM, MOST_SPACING_MM, MOST_ANISOTROPY = 0.01, 50.0, 100.0
 
@@ -46,23 +51,36 @@ class Seen:
     faults: tuple[Fault, ...] = ()
 
 
-def faults(cohort: Cohort, dimensions: int | None = None, *, progress: bool = True, workers: int = 2) -> list[Fault]:
+def faults(
+    cohort: Cohort,
+    dimensions: int | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    workers: int = 2,
+) -> list[Fault]:
     """All faults of a data set, those of its layout first, then case by case, then those of several cases.
 
     Args:
         dimensions: 2 for pictures, 3 for volumes; None for what most cases are.
+        options: of the readers, as `medseg.scans.read_volume` takes them.
     """
-    return compare(cohort, examine(cohort, progress=progress, workers=workers), dimensions)
+    seen = examine(cohort, options=options, progress=progress, workers=workers)
+    return compare(cohort, seen, dimensions, options=options)
 
 
-def examine(cohort: Cohort, *, progress: bool = True, workers: int = 2) -> list[Seen]:
+def examine(
+    cohort: Cohort, *, options: Mapping[str, Any] | None = None, progress: bool = True, workers: int = 2
+) -> list[Seen]:
     """Read every case once, by ``workers`` threads (decompressing and numpy leave the interpreter to the others)."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        results = pool.map(lambda case: _examine(case, cohort), cohort.cases)
+        results = pool.map(lambda case: _examine(case, cohort, options or {}), cohort.cases)
         return list(tqdm(results, total=len(cohort.cases), desc="checking", unit="case", disable=not progress))
 
 
-def compare(cohort: Cohort, seen: Sequence[Seen], dimensions: int | None = None) -> list[Fault]:
+def compare(
+    cohort: Cohort, seen: Sequence[Seen], dimensions: int | None = None, *, options: Mapping[str, Any] | None = None
+) -> list[Fault]:
     """The faults of the layout and of each case, and what only shows when cases are compared."""
     found = [*cohort.faults, *(fault for entry in seen for fault in entry.faults)]
     usual = Counter(entry.geometry.dimensions for entry in seen if entry.geometry).most_common(1)
@@ -74,20 +92,22 @@ def compare(cohort: Cohort, seen: Sequence[Seen], dimensions: int | None = None)
             found.append(
                 Fault(entry.case.id, "wrong_dimensions", f"{reason}; leave the case out with {_skip(entry.case)}")
             )
-    return [*found, *_duplicate_faults(seen)]
+    return [*found, *_duplicate_faults(seen, options or {})]
 
 
-def duplicate_groups(cohort: Cohort, *, progress: bool = True, workers: int = 2) -> dict[str, str]:
+def duplicate_groups(
+    cohort: Cohort, *, options: Mapping[str, Any] | None = None, progress: bool = True, workers: int = 2
+) -> dict[str, str]:
     """Case id → the first id of its group, for cases that are the same or nearly the same as another patient's.
 
     A split that keeps groups on one side does not test on what it was fitted on.
     """
-    seen = examine(cohort, progress=progress, workers=workers)
-    exact, near = _duplicates(seen)
+    seen = examine(cohort, options=options, progress=progress, workers=workers)
+    exact, near = _duplicates(seen, options or {})
     return {case: group[0] for group in (*near, *exact) for case in group}
 
 
-def _examine(case: Case, cohort: Cohort) -> Seen:
+def _examine(case: Case, cohort: Cohort, options: Mapping[str, Any]) -> Seen:
     found: list[Fault] = []
 
     def say(kind: str, reason: str) -> None:
@@ -95,7 +115,7 @@ def _examine(case: Case, cohort: Cohort) -> Seen:
 
     geometry, modality, channels, print_ = None, "", 0, None
     try:
-        volume = read_case(case)
+        volume = read_case(case, options)
         geometry, modality, channels = volume.geometry, volume.modality, len(volume.data)
         if channels != len(cohort.channels):
             names = ", ".join(cohort.channels)
@@ -109,9 +129,9 @@ def _examine(case: Case, cohort: Cohort) -> Seen:
     except (ScanError, OSError) as error:
         say(error.kind if isinstance(error, ScanError) else "unreadable", str(error))
     voxels: dict[int, int] = {}
-    if case.label is not None:
+    if case.label is not None and (geometry is not None or case.label.kind not in NAMED):
         try:
-            mask, _ = read_mask(case.label, geometry)
+            mask, _ = read_mask(case.label, geometry, cohort.labels)
             voxels = _check_mask(mask, cohort, say)
         except (ScanError, OSError) as error:
             kind = error.kind if isinstance(error, ScanError) else "unreadable"
@@ -160,14 +180,16 @@ def _check_mask(mask: Array, cohort: Cohort, say: _Say) -> dict[int, int]:
     return voxels
 
 
-def _duplicates(seen: Sequence[Seen]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+def _duplicates(
+    seen: Sequence[Seen], options: Mapping[str, Any]
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     cases = {entry.case.id: entry.case for entry in seen}
     prints = [entry.print for entry in seen if entry.print is not None]
-    return duplicates(prints, lambda case: read_case(cases[case]).data[0])
+    return duplicates(prints, lambda case: read_case(cases[case], options).data[0])
 
 
-def _duplicate_faults(seen: Sequence[Seen]) -> list[Fault]:
-    exact, near = _duplicates(seen)
+def _duplicate_faults(seen: Sequence[Seen], options: Mapping[str, Any]) -> list[Fault]:
+    exact, near = _duplicates(seen, options)
     advice = "keep one, or give them one patient in the table"
     found = []
     for kind, groups, what in (

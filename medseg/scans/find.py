@@ -1,32 +1,46 @@
 """Walks a path and says which volumes lie below it, from content and headers alone; no pixel is read.
 
 What a file is, its first bytes say; its name is used only to tell a broken scan (``x.nii.gz`` that is no gzip) from a stranger
-(``README.md``). Knows nothing of labels, tables or layouts.
+(``README.md``). Every file is opened once. Knows nothing of tables or layouts, and of labels only which series a DICOM SEG or
+RTSTRUCT refers to.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import zlib
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from tqdm import tqdm
 
 from medseg.errors import MedsegError
-from medseg.scans.names import suffix, unique_ids
+from medseg.scans.dicomdir import is_dicomdir, referenced_files
+from medseg.scans.headers import PICTURES as PICTURES
+from medseg.scans.headers import Annotation, Slice
+from medseg.scans.names import frame_hash, series_hash, suffix, unique_ids
 from medseg.scans.reading import ScanError
+from medseg.scans.series import SeriesVolume, volumes
+from medseg.scans.sniff import Content, content_of
 from medseg.structures import Fault, Source, SourceKind
 
 NO_SCAN = "no_scan"
 """Kind of the faults of files that are no scan and claim not to be one; they are listed, and are nobody's mistake."""
 
-PICTURES = frozenset(("CR", "DX", "MG", "US", "IO", "PX", "XA", "RF", "XC", "OP", "ES", "GM", "SM", "DG", "OT", "SC"))
-"""Modalities whose single frames are pictures unless they carry a position in the patient."""
+LEFT_OUT = "left_out"
+"""Kind of what a selection left out; listed as well, and meant."""
 
-_HEAD = 1024
+CAPTURE = "secondary_capture"
+"""Kind of pictures of a screen that call themselves a scan, as most CT studies hold one with the dose; nobody's mistake."""
+
+HARMLESS = frozenset((NO_SCAN, LEFT_OUT, CAPTURE))
+
+_THREADS = 16
+_CHUNK = 32
+_PATIENCE_S, _WAITING = 0.1, 4.0
+"""Threads look on once this much time has gone by, this many times what the processor has worked."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,10 @@ class FoundSource:
     Args:
         id: file name without suffixes, or `names.series_id` for DICOM; unique among what was found.
         relative: the file below the path that was walked; for DICOM the folder that holds all its slices.
-        patient, study: hashes that DICOM files of one patient or study share; empty for other files.
+        patient, study, series, frame_of_reference: hashes that DICOM files of one patient, study … share; empty for other
+            files.
+        plane: of DICOM slices, ``"axial"``, ``"coronal"``, ``"sagittal"`` or ``"oblique"``; empty where it is not known.
+        slices: how many a DICOM volume has; 0 for other files, whose headers are not read here.
     """
 
     id: str
@@ -44,23 +61,38 @@ class FoundSource:
     relative: PurePath
     patient: str = ""
     study: str = ""
+    series: str = ""
+    frame_of_reference: str = ""
+    plane: str = ""
+    slices: int = 0
+
+
+@dataclass(frozen=True)
+class FoundAnnotation:
+    """A DICOM SEG or RTSTRUCT. ``series`` and ``frame_of_reference`` are hashes as those of the `FoundSource` it lies on."""
+
+    source: Source
+    relative: PurePath
+    series: tuple[str, ...] = ()
+    frame_of_reference: str = ""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a path: volumes by id, and files that were not read, each with its reason."""
+    """What lies below a path: volumes by id, DICOM labels, and files that were not read, each with its reason."""
 
     sources: tuple[FoundSource, ...]
     unread: tuple[Fault, ...] = ()
+    annotations: tuple[FoundAnnotation, ...] = ()
 
     @property
     def faults(self) -> tuple[Fault, ...]:
         """The unread files that claim to be scans."""
-        return tuple(fault for fault in self.unread if fault.kind != NO_SCAN)
+        return tuple(fault for fault in self.unread if fault.kind not in HARMLESS)
 
 
 def find(path: Path | Sequence[Path], *, progress: bool = False) -> Found:
-    """Every volume below ``path`` (a folder, a file, or several of these), sorted by id.
+    """Every volume below ``path`` (a folder, a file, a DICOMDIR with what it refers to, or several of these), sorted by id.
 
     Raises:
         MedsegError: nothing exists at ``path``.
@@ -72,30 +104,36 @@ def find(path: Path | Sequence[Path], *, progress: bool = False) -> Found:
             f"{', '.join(missing)}: no such file or folder; look at how it is spelt and at where you stand"
         )
     root = Path(os.path.commonpath([start if start.is_dir() else start.parent for start in starts]))
-    files = list(dict.fromkeys(file for start in starts for file in (_walk(start) if start.is_dir() else [start])))
-    plain: list[tuple[Path, SourceKind]] = []
-    dicom: list[Path] = []
     unread: list[_Unread] = []
-    for file in tqdm(files, desc="finding scans", unit="file", disable=not progress, leave=False, delay=1):
-        relative = file.relative_to(root)
-        try:
-            kind = sniff(file)
-        except (OSError, EOFError, zlib.error) as error:
-            reason = f"{relative.as_posix()}: cannot be opened ({error}); copy it again or leave it out"
-            unread.append(_Unread(relative, "unreadable", reason))
-            continue
-        if kind == "dicom":
-            dicom.append(file)
-        elif kind is not None:
-            plain.append((file, kind))
+    files = dict.fromkeys(file for start in starts for file in _files_of(start, root, unread))
+    plain: list[tuple[Path, SourceKind]] = []
+    slices: list[Slice] = []
+    annotations: list[Annotation] = []
+    for file, seen in zip(files, _contents(list(files), progress), strict=True):
+        if isinstance(seen, tuple):
+            slices += seen
+        elif isinstance(seen, Annotation):
+            annotations.append(seen)
+        elif isinstance(seen, ScanError):
+            relative = file.relative_to(root)
+            unread.append(_Unread(relative, seen.kind, str(seen).removeprefix(f"{file.name}: ")))
+        elif seen is not None:
+            plain.append((file, seen))
         elif not _is_partner(file):
-            unread.append(_stranger(relative))
+            unread.append(_stranger(file.relative_to(root)))
+    made, left_out = volumes(slices)
+    for out in left_out:
+        reason = f"series {out.name}: {out.reason}" if out.name else out.reason
+        reason += f": {out.twin.relative_to(root).as_posix()}" if out.twin else ""
+        unread.append(_Unread(out.path.relative_to(root), out.kind, reason, out.name))
+    names = unique_ids([file.relative_to(root) for file, _ in plain])
     found = [
         FoundSource(name, Source(kind, (file,)), file.relative_to(root))
-        for name, (file, kind) in zip(unique_ids([f.relative_to(root) for f, _ in plain]), plain, strict=True)
+        for name, (file, kind) in zip(names, plain, strict=True)
     ]
-    series, left_out = _dicom_sources(dicom, root, progress)
-    return Found(tuple(sorted([*found, *series], key=lambda f: f.id)), _as_faults([*unread, *left_out]))
+    found += [_found_series(volume, root) for volume in made]
+    labels = tuple(_found_annotation(one, slices, root) for one in annotations)
+    return Found(tuple(sorted(found, key=lambda f: f.id)), _as_faults(unread), labels)
 
 
 def find_one(path: Path) -> FoundSource:
@@ -116,68 +154,81 @@ def find_one(path: Path) -> FoundSource:
     raise ScanError(f"{path}: expected one volume, found {len(found.sources)}: {names}; name one of them", "ambiguous")
 
 
-def sniff(path: Path) -> SourceKind | None:
-    """What a file's first bytes say it is; None for what is no scan.
+def _contents(files: Sequence[Path], progress: bool) -> Iterator[Content]:
+    """What each file is, in order: in threads as soon as looking is mostly waiting, for a slow disk or the network.
 
-    Raises:
-        OSError, zlib.error: the file cannot be opened, or is a broken gzip.
+    Where files come faster than Python looks at them, threads only wait for each other: ten thousand headers took 0.75 s one
+    after the other and 1.5 s in eight threads.
     """
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    if head[:2] == b"\x1f\x8b":
-        head = zlib.decompressobj(31).decompress(head, _HEAD)
-        return "nifti" if _is_nifti(head) else None
-    if head[128:132] == b"DICM":
-        return "dicom"
-    if _is_nifti(head):
-        return "nifti"
-    if head.startswith(b"NRRD000"):
-        return "nrrd"
-    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "picture"
-    if re.match(rb"\s*(ObjectType|Comment|NDims)\s*=", head) and b"NDims" in head:
-        return "metaimage"
-    return "dicom" if _is_bare_dicom(head, path) else None
+    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+    bar = tqdm(desc="finding scans", total=len(files), unit="file", disable=not progress, leave=False, delay=1)
+    with bar:
+        for seen in _in_turn(chunks):
+            bar.update(len(seen))
+            yield from seen
 
 
-def _is_nifti(head: bytes) -> bool:
-    size = {head[:4], head[:4][::-1]}
-    one = b"\x00\x00\x01\x5c" in size and head[344:348] in (b"n+1\0", b"ni1\0")
-    return one or (b"\x00\x00\x02\x1c" in size and head[4:8] in (b"n+2\0", b"ni2\0"))
+def _in_turn(chunks: Sequence[Sequence[Path]]) -> Iterator[list[Content]]:
+    wall = worked = 0.0
+    done = 0
+    while done < len(chunks) and (wall < _PATIENCE_S or wall < _WAITING * worked):
+        started, work = time.perf_counter(), time.thread_time()
+        seen = [content_of(file) for file in chunks[done]]
+        wall, worked, done = wall + time.perf_counter() - started, worked + time.thread_time() - work, done + 1
+        yield seen
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(lambda chunk: [content_of(file) for file in chunk], chunks[done:])
 
 
-def _is_bare_dicom(head: bytes, path: Path) -> bool:
-    """A dataset without preamble: it starts with an element of group 0002 or 0008 of plausible length, and parses."""
-    if len(head) < 16 or head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08"):
-        return False
-    if head[:2] == b"\x02\x00" and head[4:6] != b"UL" and head[4:8] != b"\x04\x00\x00\x00":
-        return False
-    from medseg.scans import series
+def _files_of(start: Path, root: Path, unread: list[_Unread]) -> Iterator[Path]:
+    """The files that a start stands for; what an index names in vain is added to ``unread``."""
+    if start.is_dir():
+        yield from _walk(start, root, unread)
+    elif not is_dicomdir(start):
+        yield start
+    else:
+        relative = start.relative_to(root)
+        try:
+            there, missing = referenced_files(start)
+        except ScanError as error:
+            unread.append(_Unread(relative, error.kind, str(error).removeprefix(f"{start.name}: ")))
+            return
+        yield from there
+        if missing:
+            reason = (
+                f"names {len(missing)} file(s) that are not there (first: {missing[0]}); copy the disc again, whole"
+            )
+            unread.append(_Unread(relative, "missing_file", reason))
 
-    try:
-        series.read_header(path)
-    except ScanError as error:
-        return error.kind != "unreadable"
-    return True
 
-
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, root: Path, unread: list[_Unread]) -> Iterator[Path]:
     """Every file below ``folder`` in a fixed order; hidden ones and what macOS leaves behind are passed over."""
-    seen: set[str] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    waiting, seen = [str(folder)], set()
+    while waiting:
+        here = waiting.pop()
         real = os.path.realpath(here)
         if real in seen:  # a link to a folder above itself
-            folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        for name in sorted(files):
-            if not name.startswith(".") and (Path(here) / name).is_file():
-                yield Path(here) / name
+        try:
+            with os.scandir(here) as listing:
+                entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            unread.append(_Unread(Path(here).relative_to(root), "unreadable", f"cannot be opened ({error.strerror})"))
+            continue
+        waiting += [e.path for e in reversed(entries) if e.is_dir() and e.name != "__MACOSX"]
+        for entry in entries:
+            if entry.is_file():
+                yield Path(entry.path)
+            elif entry.is_symlink() and not entry.is_dir():
+                relative = Path(entry.path).relative_to(root)
+                unread.append(_Unread(relative, "missing_file", "a link to a file that is not there"))
 
 
 @dataclass(frozen=True)
 class _Unread:
+    """A file that was not read; ``name`` is the id of its series."""
+
     relative: PurePath
     kind: str
     reason: str
@@ -189,7 +240,11 @@ def _as_faults(unread: Sequence[_Unread]) -> tuple[Fault, ...]:
     own = [entry for entry in unread if entry.kind != NO_SCAN and not entry.name]
     ids = dict(zip([entry.relative for entry in own], unique_ids([entry.relative for entry in own]), strict=True))
     return tuple(
-        Fault("" if entry.kind == NO_SCAN else entry.name or ids[entry.relative], entry.kind, entry.reason)
+        Fault(
+            "" if entry.kind == NO_SCAN else entry.name or ids[entry.relative],
+            entry.kind,
+            f"{entry.relative.as_posix()}: {entry.reason}",
+        )
         for entry in sorted(unread, key=lambda entry: entry.relative)
     )
 
@@ -198,9 +253,8 @@ def _stranger(relative: PurePath) -> _Unread:
     ending = suffix(relative.name)
     if ending:
         reason = f"is named {ending}, but its content is none of NIfTI, DICOM, NRRD, MetaImage, PNG, JPEG, TIFF"
-        message = f"{relative.as_posix()}: {reason}; it is damaged or misnamed: copy it again or leave it out"
-        return _Unread(relative, "unreadable", message)
-    return _Unread(relative, NO_SCAN, f"{relative.as_posix()}: no scan by its content")
+        return _Unread(relative, "unreadable", f"{reason}; it is damaged or misnamed: copy it again or leave it out")
+    return _Unread(relative, NO_SCAN, "no scan by its content")
 
 
 def _is_partner(file: Path) -> bool:
@@ -208,34 +262,27 @@ def _is_partner(file: Path) -> bool:
     return file.suffix.lower() == ".img" and file.with_suffix(".hdr").exists()
 
 
-def _dicom_sources(files: Sequence[Path], root: Path, progress: bool) -> tuple[list[FoundSource], list[_Unread]]:
-    if not files:
-        return [], []
-    from medseg.scans import series
-
-    slices, unread = [], []
-    for file in tqdm(files, desc="reading DICOM headers", unit="file", disable=not progress, leave=False, delay=1):
-        relative = file.relative_to(root)
-        try:
-            slices.append(series.read_header(file))
-        except ScanError as error:
-            unread.append(_Unread(relative, error.kind, f"{_folder(relative)}{error}"))
-    volumes, left_out = series.volumes(slices)
-    for out in left_out:
-        relative = out.path.relative_to(root)
-        unread.append(
-            _Unread(relative, out.kind, out.reason if out.name else f"{_folder(relative)}{out.reason}", out.name)
-        )
-    found = []
-    for volume in volumes:
-        first = volume.slices[0]
-        paths = tuple(entry.path for entry in volume.slices)
-        folder = Path(os.path.commonpath([path.parent for path in paths]))
-        relative = folder.relative_to(root) if folder.is_relative_to(root) else Path()
-        source = Source("dicom", paths, volume.key, first.modality, first.description)
-        found.append(FoundSource(volume.id, source, relative, first.patient, first.study))
-    return found, unread
+def _found_series(volume: SeriesVolume, root: Path) -> FoundSource:
+    first, folders = volume.slices[0], {str(entry.path.parent) for entry in volume.slices}
+    folder = Path(os.path.commonpath(folders))
+    return FoundSource(
+        id=volume.id,
+        source=volume.source(),
+        relative=folder.relative_to(root) if folder.is_relative_to(root) else Path(),
+        patient=first.patient,
+        study=first.study,
+        series=series_hash(first.series),
+        frame_of_reference=frame_hash(first.frame_of_reference),
+        plane=volume.plane,
+        slices=len(volume.slices),
+    )
 
 
-def _folder(relative: PurePath) -> str:
-    return "" if len(relative.parts) == 1 else f"{relative.parent.as_posix()}/"
+def _found_annotation(annotation: Annotation, slices: Sequence[Slice], root: Path) -> FoundAnnotation:
+    """With the series it names; where it names images alone, with the series that hold these."""
+    series = annotation.series
+    if not series and annotation.instances:
+        series = tuple(sorted({entry.series for entry in slices if entry.instance in annotation.instances}))
+    source = Source(annotation.kind, (annotation.path,), modality=annotation.kind.upper())
+    hashes = tuple(filter(None, map(series_hash, series)))
+    return FoundAnnotation(source, annotation.path.relative_to(root), hashes, frame_hash(annotation.frame_of_reference))

@@ -1,8 +1,9 @@
-"""What the values of masks mean: label tables from what a user or a data set says, or from the masks themselves."""
+"""What the values of masks mean: label tables from what a user or a data set says, or from the labels themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,53 @@ from tqdm import tqdm
 from medseg.errors import MedsegError
 from medseg.scans import read_mask
 from medseg.scans.reading import ScanError
-from medseg.structures import LabelTable, Source
+from medseg.scans.segments import IGNORE, Segment, canonical, check_rules, numbered, renamed
+from medseg.structures import Case, Fault, LabelTable, Source
 from medseg.volume import Array
 
 BACKGROUND = "background"
 MOST_VALUES = 1000
+NAMED = ("seg", "rtstruct")
+"""Kinds of labels whose segments have names; all others hold values."""
 
 Names = Mapping[Any, Any] | Sequence[str]
 """``{1: "liver"}``, ``{"liver": 1}``, ``{"whole": [1, 2]}`` or ``["liver", …]``."""
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What a user says of the labels of a data set: see `label_table`, and `picked` for ``match``."""
+
+    names: Names | None
+    ignore: int | None
+    regions: Mapping[str, Sequence[int]] | None
+    paint: Sequence[int] | None
+    match: Mapping[str, str] | None = None
+
+    def apply(self, cases: Sequence[Case], progress: bool) -> tuple[list[Case], LabelTable | None, list[Fault]]:
+        """The cases with the segments that are meant, what they are called, and cases of which none is meant."""
+        kept: list[Case] = []
+        faults: list[Fault] = []
+        check_rules(self.match or {})
+        for case in cases:
+            try:
+                if self.match and case.label is not None and case.label.kind in NAMED:
+                    case = replace(case, label=picked(case.label, self.match))
+                kept.append(case)
+            except ScanError as error:
+                faults.append(Fault(case.id, error.kind, str(error)))
+        masks = [case.label for case in kept if case.label]
+        if not masks:
+            return kept, None, faults
+        names = self.names or list(self.match or ()) or found_labels(masks, ignore=self.ignore, progress=progress)
+        table = label_table(names, ignore=self.ignore, regions=self.regions, paint=self.paint)
+        known = {canonical(name) for name in (*table.names.values(), *table.regions, IGNORE)}
+        unknown = [name for name in self.match or () if canonical(name) not in known]
+        if unknown:
+            raise MedsegError(
+                f"label_match: {', '.join(unknown)} is none of the labels {', '.join(table.names.values())}; name the same ones"
+            )
+        return kept, table, faults
 
 
 def label_table(
@@ -65,9 +105,21 @@ def label_table(
 def found_labels(masks: Sequence[Source], *, ignore: int | None = None, progress: bool = False) -> dict[int, str]:
     """Value → ``"label_<value>"`` for every value above 0 in ``masks``; masks that cannot be read are passed over.
 
+    The segments of SEG and the regions of RTSTRUCT files have names, which are numbered as `medseg.scans.segments.numbered`
+    does.
+
     Raises:
-        MedsegError: no mask holds a label, or the masks hold so many values that they are no labels.
+        MedsegError: no mask holds a label, the masks hold so many values that they are no labels, or some labels have values
+            and others names.
     """
+    named = [source for source in masks if source.kind in NAMED]
+    if named:
+        if len(named) < len(masks):
+            raise MedsegError(
+                f"{len(named)} labels are SEG or RTSTRUCT, which have names, and {len(masks) - len(named)} are masks of values; "
+                "say which value each name has with data.label_names"
+            )
+        return _found_names(named, progress)
     found: set[int] = set()
     for source in tqdm(masks, desc="finding labels", unit="mask", disable=not progress, leave=False, delay=1):
         try:
@@ -86,6 +138,50 @@ def found_labels(masks: Sequence[Source], *, ignore: int | None = None, progress
             f"none of the {len(masks)} masks holds a label (a value above 0); is data.labels the right folder?"
         )
     return {value: f"label_{value}" for value in values}
+
+
+def segments_of(source: Source) -> list[tuple[Segment, ...]]:
+    """What each file of a SEG or RTSTRUCT source describes. Raises ScanError."""
+    if source.kind == "seg":
+        from medseg.scans import seg
+
+        return [seg.segments(path) for path in source.files]
+    from medseg.scans import rtstruct
+
+    return [rtstruct.rois(path) for path in source.files]
+
+
+def picked(source: Source, rules: Mapping[str, str]) -> Source:
+    """A SEG or RTSTRUCT of which only those segments count whose names fit a rule; each is then called like its rule.
+
+    Raises:
+        ScanError: ``unreadable``; ``unknown_label`` where no rule fits anything, with the names that there are.
+    """
+    described = segments_of(source)
+    key = renamed(described, rules)
+    if not key:
+        there = ", ".join(repr(segment.label) for segments in described for segment in segments) or "nothing"
+        raise ScanError(
+            f"{source.files[0].name}: it holds {there}, and data.label_match fits none of it; widen an expression, or leave "
+            "the case out",
+            "unknown_label",
+        )
+    return replace(source, key=key)
+
+
+def _found_names(sources: Sequence[Source], progress: bool) -> dict[int, str]:
+    described: list[Sequence[Segment]] = []
+    for source in tqdm(sources, desc="finding labels", unit="file", disable=not progress, leave=False, delay=1):
+        try:
+            described += segments_of(source)
+        except ScanError:
+            continue  # `check` says why
+    found = numbered(described)
+    if not found:
+        raise MedsegError(
+            f"none of the {len(sources)} SEG or RTSTRUCT marks anything; draw something, or leave them out"
+        )
+    return found
 
 
 def present(mask: Array) -> list[int]:

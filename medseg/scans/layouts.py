@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import MedsegError, all_at_once
-from medseg.scans.find import Found, FoundSource, find, find_one
-from medseg.scans.inputs import as_case, input_cases, read_json, table_cases
-from medseg.scans.labels import Names, found_labels, label_table
-from medseg.scans.matching import Examination, Rule, examinations, is_colour, match_one, rules_of
-from medseg.scans.matching import label_names as names_of_label
+from medseg.scans.find import LEFT_OUT, Found, find, find_one
+from medseg.scans.inputs import Select, as_case, input_cases, read_json, selected, table_cases
+from medseg.scans.labels import LabelOptions, Names
+from medseg.scans.matching import Rule, examinations, is_colour, rules_of
 from medseg.scans.names import case_id, stem
+from medseg.scans.pairing import Choice, Paired, paired
 from medseg.scans.reading import ScanError
 from medseg.scans.tables import read_table
-from medseg.structures import Case, Cohort, Fault, LabelTable, Source
+from medseg.structures import Case, Cohort, Fault
 
 __all__ = ["folder", "input_cases", "msd", "nnunet", "table"]
 
@@ -35,50 +35,74 @@ def folder(
     labels: Path | str | None = None,
     *,
     label_names: Names | None = None,
+    label_match: Mapping[str, str] | None = None,
     ignore: int | None = None,
     regions: Mapping[str, Sequence[int]] | None = None,
     paint: Sequence[int] | None = None,
     channels: Channels | None = None,
+    select: Select = None,
     skip: Sequence[str] = (),
     table: Path | str | None = None,
     columns: Mapping[str, str] | None = None,
     label_suffix: str = "",
+    annotation_match: str | None = None,
+    merge_annotations: bool = False,
     progress: bool = True,
 ) -> Cohort:
     """Images in one folder, labels of the same name in another (or in the same one, told apart by ``label_suffix``).
 
-    A DICOM series takes the label that is called like its folder (or like its id). Files ending in ``_0000``, ``_0001`` …
-    are the channels of one case.
+    A DICOM series takes the SEG or RTSTRUCT that refers to it, or the mask that is called like its folder (or like its id).
+    Files ending in ``_0000``, ``_0001`` … are the channels of one case.
 
     Args:
-        images, labels: folders of any depth; ``labels=None`` for a data set without masks.
+        images, labels: folders of any depth. With ``labels=None``, SEG and RTSTRUCT beside the images are the labels, and
+            series that none refers to are left out; where there are none, the data set has no labels.
         label_names, ignore, regions, paint: see `medseg.scans.labels.label_table`; without names, the masks are read and
-            their values numbered.
+            their values numbered. A SEG or RTSTRUCT is matched by the names of its segments or regions.
+        label_match: label → regular expression that the whole name of a segment or region matches, whatever its case; all
+            other segments are left out. Without it every segment must be named.
         channels: a name a channel, or name → regular expression by which DICOM series are told apart.
+        select: which volumes are wanted (`medseg.scans.select.Selection`).
         skip: ids of cases to leave out.
         table: a CSV table with a column ``id``; ``patient``, ``class``, ``boxes`` and metadata are taken from it.
         columns: our name → the name in ``table``.
         label_suffix: what the names of labels end in beside those of images (``"_seg"``).
+        annotation_match: a regular expression over kind and path of SEG and RTSTRUCT (``"seg .*reader_1"``): others are left out.
+        merge_annotations: whether several SEG (or RTSTRUCT) of one series are painted together; otherwise they are a fault.
 
     Raises:
         MedsegError: a folder is missing or empty, or no image fits any label.
     """
     images = Path(images)
-    found = _found(images, "images", progress)
+    labels = None if labels is None else Path(labels)
+    choice = Choice(annotation_match, merge_annotations)
+    everything = _found(images, "images", progress)
     rules = None if channels is None else rules_of(channels)
-    known_rows = set(read_table(Path(table), columns).by_id()) if table is not None else set()
-    if labels is None:
+    masks = Found((), (), everything.annotations)
+    if labels is not None:
+        everything, masks = _separate(everything, images, labels, label_suffix, progress)
+    found, unwanted = selected(everything, select)
+    if labels is None and not masks.annotations:
+        known_rows = set(read_table(Path(table), columns).by_id()) if table is not None else set()
         entries, faults = examinations(found, rules, known_rows)
-        cases = [as_case(entry) for entry in entries]
-        faults = [*found.faults, *faults]
         names = {entry.id: entry.names for entry in entries}
+        pairs = Paired([as_case(entry) for entry in entries], [*found.faults, *faults], names)
     else:
-        found, masks = _separate(found, images, Path(labels), label_suffix, progress)
-        cases, faults, names = _paired(found, masks, rules, label_suffix, (images, Path(labels)))
-    cases, faults = _with_table(cases, faults, names, table, columns)
-    labels_given = _LabelOptions(label_names, ignore, regions, paint)
+        pairs = paired(
+            found,
+            masks,
+            rules,
+            (images, labels or images),
+            label_suffix=label_suffix,
+            choice=choice,
+            unwanted=unwanted,
+            all_labelled=labels is not None,
+        )
+    left_out = [fault for fault in found.unread if fault.kind == LEFT_OUT]
+    cases, faults = _with_table(pairs.cases, [*pairs.faults, *left_out], pairs.names, table, columns)
+    options = LabelOptions(label_names, ignore, regions, paint, label_match)
     return _cohort(
-        cases, faults, labels_given, [rule.name for rule in rules] if rules else None, skip, str(images), progress
+        cases, faults, options, [rule.name for rule in rules] if rules else None, skip, str(images), progress
     )
 
 
@@ -130,7 +154,7 @@ def msd(
         except ScanError as error:
             faults.append(Fault(name, error.kind, str(error)))
     cases, faults = _with_table(cases, faults, {}, table, columns)
-    options = _LabelOptions(label_names or _names(described.get("labels"), root), ignore, regions, paint)
+    options = LabelOptions(label_names or _names(described.get("labels"), root), ignore, regions, paint)
     return _cohort(cases, faults, options, names, skip, str(root), progress)
 
 
@@ -168,7 +192,8 @@ def nnunet(
     else:
         images, labels = root / "imagesTr", root / "labelsTr"
         found, masks = _found(images, "imagesTr", progress), _found(labels, "labelsTr", progress)
-        cases, faults, _ = _paired(found, masks, [Rule(name) for name in names], "", (images, labels))
+        pairs = paired(found, masks, [Rule(name) for name in names], (images, labels))
+        cases, faults = pairs.cases, pairs.faults
     cases, faults = _with_table(cases, faults, {}, table, columns)
     order = described.get("regions_class_order")
     given = label_names or _names(described.get("labels"), root)
@@ -177,7 +202,7 @@ def nnunet(
     )
     if paint is None and has_regions and label_names is None and isinstance(order, Sequence):
         paint = [int(value) for value in order]
-    return _cohort(cases, faults, _LabelOptions(given, ignore, regions, paint), names, skip, str(root), progress)
+    return _cohort(cases, faults, LabelOptions(given, ignore, regions, paint), names, skip, str(root), progress)
 
 
 def table(
@@ -185,16 +210,19 @@ def table(
     *,
     columns: Mapping[str, str] | None = None,
     label_names: Names | None = None,
+    label_match: Mapping[str, str] | None = None,
     ignore: int | None = None,
     regions: Mapping[str, Sequence[int]] | None = None,
     paint: Sequence[int] | None = None,
     channels: Sequence[str] | None = None,
+    select: Select = None,
     skip: Sequence[str] = (),
     progress: bool = True,
 ) -> Cohort:
     """A CSV table with a row a case: ``id, image[, image_2 …], label, boxes, class, patient`` and any metadata.
 
-    Paths are relative to the table; a folder with one DICOM series is a path too. See `folder` for the options.
+    Paths are relative to the table; a folder with one DICOM series is a path too, or with several of which ``select`` wants
+    one. A label may be a SEG or RTSTRUCT, or a folder that holds one. See `folder` for the options.
 
     Raises:
         MedsegError: no such table, or a column is missing.
@@ -202,7 +230,7 @@ def table(
     read = read_table(Path(file), columns, ("id", "image"))
     if not read.rows:
         raise MedsegError(f"{read.path}: the table has column names but no row")
-    cases, faults = table_cases(read)
+    cases, faults = table_cases(read, select=select)
     if any(case.label for case in cases):
         faults += [Fault(c.id, "image_without_label", "its row names no label") for c in cases if c.label is None]
         cases = [case for case in cases if case.label]
@@ -211,33 +239,14 @@ def table(
         count[case.id] += 1
     faults += [Fault(i, "duplicate_id", f"{n} rows have this id; give each its own") for i, n in count.items() if n > 1]
     cases = [case for case in cases if count[case.id] == 1]
-    options = _LabelOptions(label_names, ignore, regions, paint)
+    options = LabelOptions(label_names, ignore, regions, paint, label_match)
     return _cohort(cases, faults, options, list(channels) if channels else None, skip, str(read.path), progress)
-
-
-class _LabelOptions:
-    """What a user says of the labels."""
-
-    def __init__(
-        self,
-        names: Names | None,
-        ignore: int | None,
-        regions: Mapping[str, Sequence[int]] | None,
-        paint: Sequence[int] | None,
-    ) -> None:
-        self.names, self.ignore, self.regions, self.paint = names, ignore, regions, paint
-
-    def table(self, masks: Sequence[Source], progress: bool) -> LabelTable | None:
-        if not masks:
-            return None
-        names = self.names or found_labels(masks, ignore=self.ignore, progress=progress)
-        return label_table(names, ignore=self.ignore, regions=self.regions, paint=self.paint)
 
 
 def _cohort(
     cases: Sequence[Case],
     faults: Sequence[Fault],
-    labels: _LabelOptions,
+    labels: LabelOptions,
     channels: Sequence[str] | None,
     skip: Sequence[str],
     where: str,
@@ -250,11 +259,12 @@ def _cohort(
         raise MedsegError(f"skip: {where} has no case {', '.join(map(repr, unknown[:5]))}; look at how it is spelt")
     kept = sorted((case for case in cases if case.id not in skipped), key=lambda case: case.id)
     rest = tuple(fault for fault in faults if fault.case not in skipped)
+    kept, table, unnamed = labels.apply(kept, progress)
+    rest += tuple(unnamed)
     if not kept:
         raise all_at_once(
             f"{where}: no case is left to work with:", map(str, rest[:20]) if rest else ["all were skipped"]
         )
-    table = labels.table([case.label for case in kept if case.label], progress)
     return Cohort(tuple(kept), tuple(channels or _channel_names(kept[0])), table, rest)
 
 
@@ -275,7 +285,7 @@ def _found(path: Path, what: str, progress: bool) -> Found:
             f"{what} {path}: no such folder; look at how it is spelt and at where you stand ({Path.cwd()})"
         )
     found = find(path, progress=progress)
-    if not found.sources:
+    if not found.sources and not (found.annotations and what == "labels"):
         reasons = [fault.message for fault in found.unread[:10]]
         heading = f"{what} {path}: expected scans (DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF), found none"
         raise all_at_once(f"{heading}:", reasons) if reasons else MedsegError(f"{heading}: the folder is empty")
@@ -284,69 +294,23 @@ def _found(path: Path, what: str, progress: bool) -> Found:
 
 def _separate(found: Found, images: Path, labels: Path, label_suffix: str, progress: bool) -> tuple[Found, Found]:
     """Images and labels, where one folder may be the other or hold it."""
-    same = labels.resolve() == images.resolve()
-    if same:
-        if not label_suffix:
+    if labels.resolve() == images.resolve():
+        masks = [e for e in found.sources if e.source.kind != "dicom" and stem(e.relative.name).endswith(label_suffix)]
+        masks = masks if label_suffix else []
+        if not masks and not found.annotations:
             raise MedsegError(
-                f"images and labels are the same folder {images}; say what labels end in with label_suffix"
+                f"{labels}: no file name ends in {label_suffix!r}, so there is no label"
+                if label_suffix
+                else f"images and labels are the same folder {images}; say what labels end in with label_suffix"
             )
-        is_label = {
-            e.id for e in found.sources if e.source.kind != "dicom" and stem(e.relative.name).endswith(label_suffix)
-        }
-        masks = Found(tuple(e for e in found.sources if e.id in is_label))
-        if not masks.sources:
-            raise MedsegError(f"{labels}: no file name ends in {label_suffix!r}, so there is no label")
-        return Found(tuple(e for e in found.sources if e.id not in is_label), found.unread), masks
-    masks = _found(labels, "labels", progress)
-    files = {file.resolve() for entry in masks.sources for file in entry.source.files}
+        rest = tuple(entry for entry in found.sources if entry not in masks)
+        return Found(rest, found.unread), Found(tuple(masks), (), found.annotations)
+    held = _found(labels, "labels", progress)
+    if held.annotations:  # the series beside a SEG are images
+        held = replace(held, sources=tuple(entry for entry in held.sources if entry.source.kind != "dicom"))
+    files = {file.resolve() for entry in held.sources for file in entry.source.files}
     rest = tuple(e for e in found.sources if not files.intersection(file.resolve() for file in e.source.files))
-    return Found(rest, found.unread), masks
-
-
-def _paired(
-    found: Found, masks: Found, rules: Sequence[Rule] | None, label_suffix: str, where: tuple[Path, Path]
-) -> tuple[list[Case], list[Fault], dict[str, tuple[str, ...]]]:
-    """Give each image its label; what stays alone on either side is a fault."""
-    index: dict[str, list[FoundSource]] = defaultdict(list)
-    for mask in masks.sources:
-        for name in names_of_label(mask, label_suffix):
-            index[name].append(mask)
-    entries, faults = examinations(found, rules, index)
-    pairs = {entry.id: match_one(entry.names, index) for entry in entries}
-    claims: dict[str, list[Examination]] = defaultdict(list)
-    for entry in entries:
-        claimed = pairs[entry.id]
-        if claimed is not None:
-            claims[claimed.id].append(entry)
-    broken = {fault.case for fault in (*found.faults, *masks.faults, *faults)}
-    cases: list[Case] = []
-    for entry in entries:
-        found_mask = pairs[entry.id]
-        if found_mask is None:
-            if not broken.intersection((entry.id, *entry.names)):
-                expected = f"expected a label called {entry.names[-1] if len(entry.names) < 3 else entry.names[1]}{label_suffix}"
-                faults.append(
-                    Fault(entry.id, "image_without_label", f"no label for this image: {expected} in {where[1]}")
-                )
-        elif len(claims[found_mask.id]) > 1:
-            others = ", ".join(e.id for e in claims[found_mask.id] if e is not entry)
-            reason = (
-                f"its label {found_mask.relative.as_posix()} would also be that of {others}; give each image its own"
-            )
-            faults.append(Fault(entry.id, "ambiguous_label", reason))
-        else:
-            cases.append(replace(as_case(entry), label=found_mask.source))
-    for mask in masks.sources:
-        if mask.id not in claims and not broken.intersection(names_of_label(mask, label_suffix)):
-            reason = f"label {mask.relative.as_posix()} belongs to no image in {where[0]}; rename it or take it away"
-            faults.append(Fault(names_of_label(mask, label_suffix)[0], "label_without_image", reason))
-    if not cases and not claims:
-        raise MedsegError(
-            f"no image in {where[0]} has a label of its name in {where[1]}: images such as "
-            f"{', '.join(e.relative.as_posix() for e in found.sources[:2])}, labels such as "
-            f"{', '.join(m.relative.as_posix() for m in masks.sources[:2])}. Rename them, or say label_suffix"
-        )
-    return cases, [*found.faults, *masks.faults, *faults], {entry.id: entry.names for entry in entries}
+    return Found(rest, found.unread), held
 
 
 def _listed_cases(root: Path, entries: Mapping[str, Any]) -> tuple[list[Case], list[Fault]]:

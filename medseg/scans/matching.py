@@ -127,6 +127,14 @@ def label_names(entry: FoundSource, label_suffix: str) -> list[str]:
     return list(dict.fromkeys([*cut, *plain, entry.id]))
 
 
+def names_of(entry: FoundSource) -> list[str]:
+    """The names under which the label of a volume may be filed, with and without a channel number."""
+    if entry.source.kind == "dicom":
+        return [entry.id, *_folders(entry.relative)]
+    plain = [entry.id, joined_stem(entry.relative), stem(entry.relative.name)]
+    return list(dict.fromkeys([*plain, *(channel[0] for name in plain if (channel := channel_of(name)))]))
+
+
 def _from_files(
     files: Sequence[FoundSource], count: int, names: Sequence[str], known: Collection[str]
 ) -> tuple[list[Examination], list[Fault]]:

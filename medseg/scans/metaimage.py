@@ -7,13 +7,12 @@ of one axis, both LPS; the first axis varies fastest.
 from __future__ import annotations
 
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from medseg.errors import MedsegError
-from medseg.scans.reading import ScanError, check_claim, decoding
+from medseg.scans.reading import ScanError, check_claim, decoding, decompressed
 from medseg.structures import Source
 from medseg.volume import Array, Geometry
 
@@ -48,34 +47,42 @@ def read(source: Source) -> tuple[Array, Geometry]:
     path = source.files[0]
     header, start = _header(path)
     geometry = _geometry(path, header)
-    channels = int(header.get("ElementNumberOfChannels", "1"))
+    channels = _whole(path, header, "ElementNumberOfChannels", 1)
     if header.get("ElementType") not in _TYPES or channels not in (1, 3):
         raise ScanError(
             f"{path}: {channels} × {header.get('ElementType')} a voxel is not understood; expected 1 or 3 numbers"
         )
-    big = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False")).lower() == "true"
-    dtype = np.dtype(_TYPES[header["ElementType"]]).newbyteorder(">" if big else "<")
-    zipped = header.get("CompressedData", "False").lower() == "true"
+    dtype = np.dtype(_TYPES[header["ElementType"]])
+    dtype = dtype.newbyteorder(">" if _is_true(header, "BinaryDataByteOrderMSB", "ElementByteOrderMSB") else "<")
+    zipped = _is_true(header, "CompressedData")
     size = math.prod(geometry.shape) * channels * dtype.itemsize
     named = header["ElementDataFile"]
-    if named.upper().startswith("LIST") or "%" in named:
-        reason = f"{path}: its pixels are spread over several files; convert it to one .mha or .nii.gz file"
-        raise ScanError(reason, "unsupported")
+    spread = named.upper().startswith("LIST") or "%" in named
+    if spread or header.get("BinaryData", "True").lower() == "false":
+        what = "its pixels are spread over several files" if spread else "its pixels are written as text"
+        raise ScanError(f"{path}: {what}; convert it to one .mha or .nii.gz file", "unsupported")
+    skip = _whole(path, header, "HeaderSize", 0)
     data_file = path if named.upper() == "LOCAL" else path.parent / named
     with decoding(data_file, "MetaImage"):
-        check_claim(path, "MetaImage", size, data_file.stat().st_size, zipped)
+        stored = data_file.stat().st_size
+        if not data_file.is_file():
+            raise ValueError("it is no file")
+        begin = start if data_file == path else stored - size if skip == -1 and not zipped else max(skip, 0)
+        check_claim(path, "MetaImage", size, max(stored - max(begin, 0), 0), zipped)
         with data_file.open("rb") as file:
-            skip = int(header.get("HeaderSize", "0"))
-            file.seek(start if data_file == path else max(skip, 0))
-            if skip == -1 and not zipped:
-                file.seek(-size, 2)
-            raw = zlib.decompressobj(47).decompress(file.read(), size) if zipped else file.read(size)
-    if len(raw) < size:
-        raise ScanError(
-            f"{path}: truncated: expected {size:,} bytes of pixels, found {len(raw):,}; copy it again", "truncated"
-        )
+            file.seek(begin)
+            raw = decompressed(file.read(), "gzip", size) if zipped else file.read(size)
     array = np.frombuffer(raw, dtype).reshape((channels, *geometry.shape), order="F")
     return array.astype(dtype.newbyteorder("=")), geometry
+
+
+def _is_true(header: dict[str, str], *keys: str) -> bool:
+    return next((header[key] for key in keys if key in header), "False").lower() == "true"
+
+
+def _whole(path: Path, header: dict[str, str], key: str, default: int) -> int:
+    with decoding(path, "MetaImage"):
+        return int(header.get(key, default))
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:

@@ -60,7 +60,7 @@ def slug(name: str) -> str:
     """
     plain = _UNSAFE.sub("_", unicodedata.normalize("NFC", name))
     plain = re.sub(r"[_ ]+", "_", plain).strip("._ ")[:100].strip("._ ")
-    return plain or f"x{_hash(name)[:6]}"
+    return plain or f"x{digest(name)[:6]}"
 
 
 def case_id(name: str) -> str:
@@ -93,18 +93,29 @@ def joined_stem(path: PurePath) -> str:
 def series_id(modality: str, series_uid: str, volume_key: str) -> str:
     """``<modality>_<12 hex of SHA-256 of SeriesInstanceUID and volume key>``: stable, and says nothing of the patient."""
     letters = re.sub(r"[^A-Z0-9]", "", modality.upper()) or "OT"
-    return f"{letters}_{_hash(series_uid, volume_key)[:12]}"
+    return f"{letters}_{digest(series_uid, volume_key)}"
 
 
 def patient_hash(patient_id: str, issuer: str = "") -> str:
     """A stable stand-in for a PatientID, the same on every machine, so that splits by patient can be kept in a file."""
-    return f"patient_{_hash('medseg patient', issuer, patient_id)[:12]}"
+    return f"patient_{digest('medseg patient', issuer, patient_id)}"
 
 
 def study_hash(study_uid: str) -> str:
     """A stable stand-in for a StudyInstanceUID."""
-    return f"study_{_hash('medseg study', study_uid)[:12]}"
+    return f"study_{digest('medseg study', study_uid)}"
 
 
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+def series_hash(series_uid: str) -> str:
+    """A stable stand-in for a SeriesInstanceUID, which all volumes of the series share; empty for none."""
+    return f"series_{digest('medseg series', series_uid)}" if series_uid else ""
+
+
+def frame_hash(frame_uid: str) -> str:
+    """A stable stand-in for a FrameOfReferenceUID; empty for none."""
+    return f"frame_{digest('medseg frame', frame_uid)}" if frame_uid else ""
+
+
+def digest(*parts: str) -> str:
+    """12 hex digits of a SHA-256: what a name or UID is shown as."""
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:12]

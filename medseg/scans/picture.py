@@ -18,6 +18,10 @@ from medseg.volume import Array, Geometry
 COLOURS = ("red", "green", "blue")
 """Names of the three channels that one colour picture fills."""
 
+_MOST_PIXELS_A_BYTE, _MOST_BITS_A_BYTE = 2000, 50_000
+"""Deflate makes one colour 1032 times smaller, LZW some 1400 times, fax codes a white line (of bits) to one bit: a header that
+claims more than its file holds is wrong."""
+
 _GREY = {"1", "L", "I", "F", "I;16", "I;16B", "I;16L"}
 
 
@@ -59,10 +63,23 @@ def read(source: Source, *, as_mask: bool = False) -> tuple[Array, Geometry]:
 def _open(path: Path) -> Image.Image:
     with decoding(path, "picture"):
         image = Image.open(path)
-        pages = getattr(image, "n_frames", 1)
+        # A camera's JPEG may carry a preview of itself as a second picture (MPO); the first is meant.
+        pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        claimed, stored = image.width * image.height, path.stat().st_size
     if pages > 1:
         image.close()
-        raise ScanError(f"{path}: expected one picture, found {pages} pages; save each as a file", "not_2d")
+        raise ScanError(
+            f"{path}: expected one picture, found {pages} pages; save each as a file of its own, or the stack as a volume "
+            "(NIfTI, NRRD)",
+            "not_2d",
+        )
+    if claimed > (_MOST_BITS_A_BYTE if image.mode == "1" else _MOST_PIXELS_A_BYTE) * stored:
+        image.close()
+        raise ScanError(
+            f"{path}: the header claims {claimed:,} pixels, the file holds {stored:,} bytes; it is damaged or cut short: copy "
+            "it again or leave it out",
+            "truncated",
+        )
     return image
 
 

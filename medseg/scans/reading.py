@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import logging
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,12 @@ def decoding(path: Path, family: str, name: str = "") -> Iterator[None]:
         raise ScanError(
             f"{name}: the {family} header claims more pixels than memory holds; the file is damaged"
         ) from None
+    except EOFError as error:
+        raise ScanError(
+            f"{name}: truncated: cannot be read as {family} to its end ({error}); the file is damaged or cut short: copy it "
+            "again or leave it out",
+            "truncated",
+        ) from None
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of a decoder in Rust is no Exception
@@ -60,3 +68,23 @@ def check_claim(path: Path, family: str, claimed_bytes: int, stored_bytes: int, 
             "it is damaged or cut short: copy it again or leave it out",
             "truncated",
         )
+
+
+def decompressed(stored: bytes, encoding: str, size: int) -> bytes:
+    """The first ``size`` bytes of what is stored, and no more: what comes behind them is not unpacked.
+
+    Memory grows with what is there, never with what is claimed. Wrap the call in `decoding`.
+
+    Args:
+        encoding: ``"gzip"`` (or zlib), or ``"bzip2"``.
+
+    Raises:
+        EOFError: the stream ends before, or without its checksum.
+    """
+    unpacker = bz2.BZ2Decompressor() if encoding == "bzip2" else zlib.decompressobj(47)
+    found = unpacker.decompress(
+        stored, size + 1
+    )  # one more, so that a stream of just this size is followed to its checksum
+    if len(found) < size or not (unpacker.eof or len(found) > size):
+        raise EOFError(f"expected {size:,} bytes of pixels, found {len(found):,}")
+    return found[:size]

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from medseg.errors import MachineError
+from medseg.files import whole_file, write_text
 from medseg.training.module import TrainingModule
 from medseg.training.settings import TrainerSettings
 
@@ -139,13 +140,11 @@ class Record(Callback):
     def _save_best(self, module: TrainingModule) -> None:
         path = self._folder / "checkpoints" / "best.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
         weights = {
             name: tensor.detach().cpu().contiguous() for name, tensor in module.best_network.state_dict().items()
         }
-        with full_disk_is_clear(path):
+        with full_disk_is_clear(path), whole_file(path) as aside:
             safetensors.torch.save_file(weights, aside)
-            os.replace(aside, path)
 
     def _checkpoint(self, trainer: pl.Trainer) -> None:
         path = self._folder / "checkpoints" / "last.ckpt"
@@ -228,7 +227,5 @@ def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
     writer.writeheader()
     for row in rows:
         writer.writerow({k: str(int(v)) if k in ("epoch", "step") else repr(float(v)) for k, v in row.items()})
-    aside = path.with_suffix(".part")
     with full_disk_is_clear(path):
-        aside.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(aside, path)
+        write_text(path, text.getvalue())

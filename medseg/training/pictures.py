@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medseg.export.overlay import grid_overlay
+from medseg.files import whole_file
 from medseg.training.module import TrainingModule
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,8 @@ class Pictures:
             logger.warning("the pictures of epoch %d were not drawn: %s", int(rows[-1]["epoch"]), error)
 
     def _save(self, figure: Figure, name: str) -> None:
-        aside = self._folder / f".{name}"
-        figure.savefig(aside, dpi=100, format="png")
-        os.replace(aside, self._folder / name)
+        with whole_file(self._folder / name) as aside:
+            figure.savefig(aside, dpi=100)
 
 
 def curves(rows: list[dict[str, float]]) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from medseg.errors import MedsegError, all_at_once
+from medseg.files import write_text
 
 OF_THIS_CALL = {"run.new", "run.dir", "trainer.workers", "trainer.pictures"}
 """Settings that may differ between two calls of one run: they change neither weights nor figures."""
@@ -105,10 +105,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it appears whole or not at all."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

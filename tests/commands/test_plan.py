@@ -47,7 +47,7 @@ def test_a_plan_is_written_and_summed_up(cohort: Cohort, tmp_path: Path, caplog:
     made = run(cohort, out, planner={"memory_gb": 2.0, "batch_size": None}, overrides={"foreground": 0.5})
     assert Plan.load(out) == made
     assert (made.patch_size, made.memory_gb, made.foreground) == ((16, 20, 20), 2.0, 0.5)
-    assert made.why["foreground"] == "set by the user"
+    assert made.why["foreground"] == "as configured"
     assert sorted(path.name for path in out.parent.iterdir()) == ["fingerprint.json", "my.yaml"]
     assert "16×20×20" in caplog.text
     first = out.read_bytes()

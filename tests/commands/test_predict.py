@@ -286,8 +286,8 @@ def test_a_folder_of_the_users_is_never_replaced(model, scans, tmp_path):
 
 
 def test_two_cases_never_share_a_folder(model, scans, tmp_path, monkeypatch):
-    def twins(path, plan):
-        cases, faults = real(path, plan)
+    def twins(path, plan, select):
+        cases, faults = real(path, plan, select=select)
         return [replace(cases[0], id="p/1"), replace(cases[1], id="p_1")], faults
 
     real = command.input_cases

@@ -188,7 +188,7 @@ def test_stored_orientation_plans_along_the_axes_of_the_file() -> None:
     turned = plan_for(fingerprint, orientation="stored")
     assert plan_for(fingerprint).patch_size == (64, 96, 32)
     assert turned.patch_size == (96, 32, 64)  # axis 0 (R) of 64 is axis 2 of the file
-    assert turned.why["orientation"] == "set by the user"
+    assert turned.why["orientation"] == "as configured"
 
 
 def test_labels_of_a_side_are_not_mirrored_onto_the_other() -> None:
@@ -227,7 +227,7 @@ def test_a_patch_of_the_users_replans_the_strides() -> None:
     plan = plan_for(HIPPOCAMPUS, overrides={"patch_size": [32, 32, 16]})
     assert plan.patch_size == (32, 32, 16)
     assert plan.strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 1))
-    assert plan.why["patch_size"] == "set by the user"
+    assert plan.why["patch_size"] == "as configured"
     assert "32×32×16" in plan.why["strides"]
 
 
@@ -259,7 +259,7 @@ def test_the_batch_follows_the_users_patch_and_the_patch_the_users_batch() -> No
     many = plan_for(LARGE, batch_size=8, width=32)
     assert many.batch_size == 8
     assert math.prod(many.patch_size) < math.prod(plan_for(LARGE, width=32).patch_size)
-    assert many.why["batch_size"] == "set by the user"
+    assert many.why["batch_size"] == "as configured"
 
 
 def test_what_is_null_is_left_to_the_planner() -> None:

@@ -1,22 +1,22 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from medseg.scans import read_geometry, read_volume
-from medseg.scans.dicom import _plane
+from medseg.scans import dicom, encapsulated, read_geometry, read_volume
 from medseg.scans.find import Found, find
 from medseg.scans.reading import ScanError
-from medseg.scans.series import slice_of
 from medseg.structures import Source
 from medseg.volume import Geometry, Volume, reorient
+from tests.dicom_factory import affine_of
+from tests.dicom_factory import write_series as write_synthetic
 
 Series = Callable[..., list[Path]]
 OBLIQUE = (0.8, 0.6, 0.0, 0.0, 0.0, -1.0)
@@ -111,9 +111,29 @@ def test_positions_with_two_decimals_are_even(tmp_path: Path, write_series: Seri
     assert read_volume(only(find(tmp_path))).geometry.spacing[2] == pytest.approx(0.625)
 
 
-def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path: Path, write_series: Series) -> None:
-    write_series(tmp_path, np.zeros((4, 4, 6), np.int16), step=(0, 2 * np.tan(np.radians(15)), 2))
-    expect(tmp_path, "tilted", "15.0°")
+def test_uneven_slices_are_evened_out_on_request_and_native_planes_are_kept(
+    tmp_path: Path, write_series: Series, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = write_series(tmp_path, np.zeros((4, 4, 6), np.int16) + 10 * np.arange(6, dtype=np.int16), spacing=(1, 1, 2))
+    paths[3].unlink()
+    source = only(find(tmp_path))
+    volume = read_volume(source, {"uneven": "resample"})
+    assert volume.geometry.matches(read_geometry(source, {"uneven": "resample"}), 1e-9)
+    np.testing.assert_allclose(volume.data[0, 0, 0], [0, 10, 20, 30, 40, 50])  # linear between its neighbours
+    grid = dicom.native_grid(source, {"uneven": "resample"})
+    assert grid.shape == (4, 4, 5) and grid.geometry.shape == (4, 4, 6)
+    assert "resampled to 6 slices" in caplog.text and "ecret" not in caplog.text
+
+
+def test_a_tilted_gantry_is_sheared_back_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    planes = np.broadcast_to(np.arange(5.0), (8, 6, 5))
+    write_synthetic(tmp_path, planes, affine_of((8, 6, 5), spacing=(1, 1, 2)), tilt_degrees=20)
+    volume = read_volume(only(find(tmp_path)))
+    assert volume.geometry.shape[0] == 8 and volume.geometry.shape[1] > 6
+    middle = volume.data[0, 4]
+    for k in range(5):
+        assert middle[:, k].max() == pytest.approx(k, abs=1e-4)
+    assert "tilted by 20.0°" in caplog.text
 
 
 def test_a_series_without_position_is_refused(tmp_path: Path, write_series: Series, ramp: np.ndarray) -> None:
@@ -137,7 +157,7 @@ def test_truncated_pixels_are_said_in_bytes(tmp_path: Path, write_series: Series
         ds.PixelData = ds.PixelData[: 40 if k else 20]
 
     write_series(tmp_path, ramp, change=cut)
-    expect(tmp_path, "truncated", "expected 40 bytes, found 20", "IM0000")
+    expect(tmp_path, "truncated", "expected 40 bytes, found 20", "IM0000", "series MR_")
 
 
 def test_absent_pixels_are_said(tmp_path: Path, write_series: Series, ramp: np.ndarray) -> None:
@@ -182,6 +202,55 @@ def test_a_single_slice_is_a_volume_as_thick_as_it_says(tmp_path: Path, write_se
     geometry = read_geometry(only(find(tmp_path)))
     assert geometry.shape == (4, 5, 1)
     assert geometry.spacing[2] == pytest.approx(4)
+
+
+def test_monochrome1_stays_as_it_is_stored_on_request(tmp_path: Path) -> None:
+    values = np.arange(12.0).reshape(4, 3, 1)
+    kind = {"modality": "DX", "layout": "picture", "photometric": "MONOCHROME1", "signed": False, "bits": 12}
+    write_synthetic(tmp_path, values, affine_of((4, 3, 1)), **kind)
+    source = only(find(tmp_path))
+    np.testing.assert_array_equal(read_volume(source, {"invert": False}).data[0], values[..., 0])
+    np.testing.assert_array_equal(read_volume(source).data[0], 4095 - values[..., 0])
+
+
+def test_each_frame_of_a_cine_is_a_picture_and_only_that_frame_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (3, 40, 36, 7)).astype(float)
+    kind = {"modality": "US", "layout": "cine", "photometric": "RGB", "bits": 8, "signed": False}
+    write_synthetic(tmp_path, frames, affine_of((40, 36, 7)), transfer_syntax="JPEG 2000", **kind)
+    decoded: list[int] = []
+    decode = encapsulated.decode
+    monkeypatch.setattr(
+        "medseg.scans.pixels.decode", lambda data, *rest: decoded.append(len(data)) or decode(data, *rest)
+    )
+    sources = [entry.source for entry in find(tmp_path).sources]
+    assert sorted(source.frames for source in sources) == [(n,) for n in range(7)]
+    for source in sources:
+        np.testing.assert_array_equal(read_volume(source).data, frames[..., source.frames[0]])
+    assert len(decoded) == 7
+
+
+def test_a_file_of_several_planes_must_say_which_are_meant(tmp_path: Path) -> None:
+    (path,) = write_synthetic(tmp_path, np.zeros((4, 4, 3)), affine_of((4, 4, 3)), layout="enhanced")
+    with pytest.raises(ScanError, match="holds 3 planes") as caught:
+        read_volume(Source("dicom", (path,)))
+    assert caught.value.kind == "ambiguous"
+    with pytest.raises(ScanError, match="expected plane 5, found 3"):
+        read_volume(Source("dicom", (path, path), frames=(2, 5)))
+    assert read_volume(Source("dicom", (path,), frames=(1,))).geometry.shape == (4, 4, 1)
+
+
+def test_reading_takes_the_volume_and_hardly_more(tmp_path: Path) -> None:
+    shape = (128, 128, 32)
+    write_synthetic(tmp_path, np.zeros(shape), affine_of(shape))
+    source = only(find(tmp_path))
+    read_volume(source)  # imports and caches
+    tracemalloc.start()
+    volume = read_volume(source)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.1 * volume.data.nbytes
 
 
 def _reference(path: Path) -> Volume:
@@ -233,14 +302,15 @@ def test_real_time_series_are_split_into_their_volumes(shared_data: Path, series
 
 
 @pytest.mark.shared_data
-def test_all_transfer_syntaxes_decode_to_the_same_pixels(shared_data: Path) -> None:
-    planes = []
-    for path in sorted((shared_data / "dicom" / "transfer_syntaxes" / "In").iterdir()):
-        dataset = pydicom.dcmread(path)
-        dataset.ImageType = ["ORIGINAL", "PRIMARY"]  # a mosaic is refused as a volume; here its pixels matter
-        planes.append(_plane(dataset, slice_of(dataset, path), path.name))
-    assert len(planes) == 9
-    assert all(np.array_equal(planes[0], plane) for plane in planes[1:])
+def test_a_real_mosaic_is_the_same_volume_in_all_transfer_syntaxes(shared_data: Path) -> None:
+    folder = shared_data / "dicom" / "transfer_syntaxes"
+    reference = _reference(folder / "Ref" / "1.nii")
+    found = find(folder / "In").sources
+    assert len(found) == 9
+    for entry in found:
+        ours = reorient(read_volume(entry.source), "RAS")
+        np.testing.assert_allclose(ours.geometry.affine, reference.geometry.affine, atol=1e-3)
+        np.testing.assert_array_equal(ours.data, reference.data)
 
 
 @pytest.mark.shared_data

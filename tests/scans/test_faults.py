@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from medseg.scans.faults import NOTES, duplicate_groups, faults
 from medseg.scans.layouts import folder, msd
 from medseg.structures import Cohort, Fault
+from tests.annotation_factory import write_rtstruct, write_seg
+from tests.dicom_factory import affine_of, write_series
 
 Write = Callable[..., Path]
 
@@ -83,7 +86,7 @@ def test_all_faults_are_listed_at_once(
         "unknown": "unknown_label",
         "empty": "empty_label",
         "thick": "spacing",
-        "cut": "unreadable",
+        "cut": "truncated",
         "four": "not_3d",
         "other_grid": "grids_differ",
         "moved": "grids_differ",
@@ -140,8 +143,51 @@ def test_duplicates_of_one_patient_are_no_fault_and_no_group(tmp_path: Path, add
     assert duplicate_groups(cohort(tmp_path), progress=False) == {"p1": "p1", "p2": "p1"}
 
 
-def test_an_empty_label_is_a_note() -> None:
-    assert "empty_label" in NOTES
+def test_what_is_wrong_with_annotations_is_listed_beside_the_rest(tmp_path: Path) -> None:
+    shape = (12, 10, 6)
+    affine = affine_of(shape)
+    inside = np.zeros(shape, bool)
+    inside[3:6, 3:6, 1:4] = True
+    square = np.array([[2.5, 2.5, 2], [5.5, 2.5, 2], [5.5, 5.5, 2]]) @ affine[:3, :3].T + affine[:3, 3]
+    images = {
+        name: write_series(
+            tmp_path / name,
+            np.random.default_rng(n).integers(0, 500, shape).astype(np.int16),
+            affine,
+            study=name,
+            seed=name,
+        )
+        for n, name in enumerate(("sound", "unknown", "empty", "lost", "far", "oblique"))
+    }
+    lost = images.pop("lost")
+    write_seg(tmp_path / "sound.dcm", {"tumour": inside}, affine, images=images["sound"])
+    write_seg(tmp_path / "unknown.dcm", {"tumour": inside, "couch": ~inside}, affine, images=images["unknown"])
+    write_seg(tmp_path / "lost.dcm", {"tumour": inside}, affine, images=lost)
+    write_rtstruct(tmp_path / "empty.dcm", {"tumour": []}, images=images["empty"])
+    write_rtstruct(tmp_path / "far.dcm", {"tumour": [square + 500]}, images=images["far"])
+    write_rtstruct(
+        tmp_path / "oblique.dcm",
+        {"tumour": [np.add(square, [[0, 0, 0], [0, 0, 9], [0, 9, 0]])]},
+        images=images["oblique"],
+    )
+    shutil.rmtree(tmp_path / "lost")
+    found = faults(folder(tmp_path, label_names={1: "Tumour"}, progress=False), progress=False)
+    kinds = sorted(fault.kind for fault in found)
+    assert kinds == ["empty_annotation", "oblique_contours", "outside_image", "source_absent", "unknown_label"]
+    assert "Secret" not in str(found)
+
+
+def test_the_options_of_the_readers_hold_for_checking_too(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).integers(0, 500, (12, 10, 6)).astype(np.int16)
+    affine = affine_of(volume.shape)
+    write_series(tmp_path, volume, affine, drop=[2])
+    given = folder(tmp_path, progress=False)
+    assert [fault.kind for fault in faults(given, progress=False)] == ["missing_slices"]
+    assert faults(given, options={"uneven": "resample"}, progress=False) == []
+
+
+def test_an_empty_label_and_what_is_left_out_are_notes() -> None:
+    assert {"empty_label", "left_out", "not_annotated"} <= NOTES
 
 
 @pytest.mark.shared_data

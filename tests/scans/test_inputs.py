@@ -12,6 +12,9 @@ from medseg.errors import MedsegError
 from medseg.scans import read_case
 from medseg.scans.layouts import input_cases
 from medseg.structures import Case, Fault
+from tests.annotation_factory import write_seg
+from tests.dicom_factory import affine_of
+from tests.dicom_factory import write_series as write_annotated
 
 Write = Callable[..., Path]
 IMAGE = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -165,3 +168,37 @@ def test_ids_that_two_inputs_share_are_a_fault(tmp_path: Path, write_nifti: Writ
     cases, faults = input_cases(tmp_path, ONE)
     assert not cases
     assert said(faults) == {("p", "duplicate_id")}
+
+
+def test_a_4d_file_is_a_case_a_volume_for_a_model_of_one_channel(tmp_path: Path, write_nifti: Write) -> None:
+    write_nifti(tmp_path / "run.nii.gz", np.stack([IMAGE, IMAGE + 5, IMAGE + 9], -1))
+    write_nifti(tmp_path / "one.nii.gz", IMAGE)
+    cases, faults = input_cases(tmp_path, ONE)
+    assert not faults
+    assert ids(cases) == ["one", "run__v0001", "run__v0002", "run__v0003"]
+    assert [float(read_case(case).data[0, 0, 0, 0]) for case in cases] == [0, 0, 5, 9]
+    assert {case.patient for case in cases} == {"one", "run"}
+
+
+def test_a_selection_says_which_volumes_are_predicted(
+    tmp_path: Path, write_series: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, description in enumerate(("scout", "ax T1")):
+        write_series(tmp_path / str(number), IMAGE, series=str(number), description=description)
+    caplog.set_level("INFO")
+    cases, faults = input_cases(tmp_path, ONE, select={"description": "^ax"})
+    assert [case.images[0].description for case in cases] == ["ax T1"]
+    assert not faults
+    assert "left out: its description does not match '^ax'" in caplog.text
+    cases, faults = input_cases(tmp_path, ONE, select={"modality": "CT"})
+    assert not cases
+    assert "2 scan(s), of which select leaves none" in faults[0].message
+
+
+def test_annotations_beside_scans_are_no_scans(tmp_path: Path) -> None:
+    shape = (6, 5, 4)
+    images = write_annotated(tmp_path, np.zeros(shape, np.int16), affine_of(shape))
+    write_seg(tmp_path / "seg.dcm", {"liver": np.ones(shape, bool)}, affine_of(shape), images=images)
+    cases, faults = input_cases(tmp_path, ONE)
+    assert [case.images[0].modality for case in cases] == ["CT"]
+    assert not faults

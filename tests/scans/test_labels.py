@@ -9,6 +9,8 @@ import pytest
 from medseg.errors import MedsegError
 from medseg.scans.find import find_one
 from medseg.scans.labels import found_labels, label_table, present
+from medseg.structures import Source
+from tests.annotation_factory import write_rtstruct, write_seg
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,22 @@ def test_masks_without_any_label_and_images_in_their_place_are_said(
     image = find_one(write_nifti(tmp_path / "b.nii", np.arange(8000, dtype=np.int16).reshape(20, 20, 20))).source
     with pytest.raises(MedsegError, match="are they images"):
         found_labels([image])
+
+
+def test_segments_and_regions_have_names_which_are_numbered(tmp_path: Path, write_nifti: Callable[..., Path]) -> None:
+    mask, square = np.ones((4, 4, 2), bool), np.array([[0.0, 0, 0], [3, 0, 0], [3, 3, 0]])
+    seg = Source("seg", (write_seg(tmp_path / "s.dcm", {"Liver": mask, "Spleen": mask}, np.eye(4)),))
+    contours = Source("rtstruct", (write_rtstruct(tmp_path / "r.dcm", {"empty": [], "liver": [square]}),))
+    assert found_labels([seg]) == {1: "Liver", 2: "Spleen"}
+    assert found_labels([contours]) == {2: "liver"}
+    assert found_labels([seg, contours]) == {1: "Liver", 2: "Spleen"}
+    nothing = Source("rtstruct", (write_rtstruct(tmp_path / "n.dcm", {"empty": []}),))
+    assert found_labels([nothing, contours]) == {2: "liver"}
+    with pytest.raises(MedsegError, match="none of the 1 SEG or RTSTRUCT marks anything"):
+        found_labels([nothing])
+    values = find_one(write_nifti(tmp_path / "v.nii", np.ones((4, 4, 2), np.uint8))).source
+    with pytest.raises(MedsegError, match="1 labels are SEG or RTSTRUCT, which have names, and 1 are masks of values"):
+        found_labels([seg, values])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int64])

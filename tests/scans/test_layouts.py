@@ -11,7 +11,10 @@ from medseg.errors import MedsegError
 from medseg.scans import read_case, read_mask
 from medseg.scans.layouts import folder, msd, nnunet, table
 from medseg.scans.names import slug
+from medseg.scans.select import Selection
 from medseg.structures import Cohort
+from tests.annotation_factory import write_seg
+from tests.dicom_factory import affine_of, write_series
 
 Write = Callable[..., Path]
 IMAGE = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -306,6 +309,48 @@ def test_a_table_lists_cases_and_says_what_each_row_lacks(
         ("p5", "image_without_label"),
         ("p6", "duplicate_id"),
     }
+
+
+def test_a_table_may_name_a_seg_and_a_folder_of_which_one_series_is_wanted(tmp_path: Path) -> None:
+    shape = (6, 5, 4)
+    affine = affine_of(shape)
+    mask = np.zeros(shape, bool)
+    mask[1:3, 1:3, 1:3] = True
+    for name in ("p", "q"):
+        ct = write_series(tmp_path / name / "ct", np.zeros(shape, np.int16), affine, study=name, seed=f"{name}ct")
+        write_series(
+            tmp_path / name / "pt", np.zeros(shape, np.int16), affine, study=name, seed=f"{name}pt", modality="PT"
+        )
+        write_seg(tmp_path / "labels" / f"{name}.dcm", {"tumour": mask}, affine, images=ct)
+    (tmp_path / "t.csv").write_text(
+        "id,image,label\np,p,labels/p.dcm\nq,q,labels/q.dcm\nr,q,labels/p.dcm\ns,q,labels\n"
+    )
+    cohort = table(tmp_path / "t.csv", select={"modality": "CT"}, progress=False)
+    assert ids(cohort) == ["p", "q"]
+    assert faults(cohort) == {("r", "other_frame_of_reference"), ("s", "several_annotations")}
+    for case in cohort.cases:
+        assert case.label is not None
+        assert case.images[0].modality == "CT"
+        found, _ = read_mask(case.label, read_case(case).geometry, cohort.labels)
+        np.testing.assert_array_equal(found, mask)
+    with pytest.raises(MedsegError, match=r"(?s)no case is left.*expected one volume, found 2") as caught:
+        table(tmp_path / "t.csv", progress=False)
+    assert "Secret" not in str(caught.value)
+    with pytest.raises(MedsegError, match="expected one volume that select wants, found 0 of"):
+        table(tmp_path / "t.csv", select={"modality": "MR"}, progress=False)
+
+
+def test_what_a_selection_leaves_out_is_listed_and_no_fault(tmp_path: Path, pair: Callable[..., None]) -> None:
+    pair("p1", "p2")
+    write_series(tmp_path / "images" / "d", np.zeros((6, 5, 4), np.int16), affine_of((6, 5, 4)))
+    for chosen in ({"minimum_slices": 4}, Selection(minimum_slices=4)):
+        cohort = folder(tmp_path / "images", select=chosen, progress=False)
+        assert len(cohort.cases) == 3
+    cohort = folder(tmp_path / "images", select={"modality": "CT"}, progress=False)
+    assert [case.images[0].modality for case in cohort.cases] == ["CT"]
+    assert faults(cohort) == {("p1", "left_out"), ("p2", "left_out")}
+    with pytest.raises(MedsegError, match="select: no modalty"):
+        folder(tmp_path / "images", select={"modalty": "CT"}, progress=False)
 
 
 @pytest.mark.shared_data

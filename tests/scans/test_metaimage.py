@@ -29,6 +29,10 @@ def header(where: str = "LOCAL", size: str = "2 3 4", big: bool = False, zipped:
     return HEADER.format(where=where, size=size, big=big, zipped=zipped).encode()
 
 
+def channels(number: str) -> bytes:
+    return header().replace(b"BinaryData", b"ElementNumberOfChannels = " + number.encode() + b"\nBinaryData", 1)
+
+
 def pixels(big: bool = False) -> bytes:
     return ARRAY.astype(">i2" if big else "<i2").tobytes(order="F")
 
@@ -50,6 +54,18 @@ def test_mhd_names_its_pixel_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(find_one(tmp_path / "a.mhd").source).data[0], ARRAY)
 
 
+def test_vectors_of_three_are_colours(tmp_path: Path) -> None:
+    colours = np.stack([ARRAY, ARRAY + 1, ARRAY + 2])
+    (tmp_path / "a.mha").write_bytes(channels("3") + colours.tobytes(order="F"))
+    np.testing.assert_array_equal(read_volume(find_one(tmp_path / "a.mha").source).data, colours)
+
+
+def test_pixels_may_stand_at_the_end_of_their_file(tmp_path: Path) -> None:
+    (tmp_path / "a.mhd").write_bytes(header("a.raw").replace(b"ElementDataFile", b"HeaderSize = -1\nElementDataFile"))
+    (tmp_path / "a.raw").write_bytes(b"whatever" + pixels())
+    np.testing.assert_array_equal(read_volume(find_one(tmp_path / "a.mhd").source).data[0], ARRAY)
+
+
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     for content, words in (
         (header() + pixels()[:20], "claims|truncated"),
@@ -59,6 +75,14 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         (header(size="99999 99999 99999") + pixels(), "claims"),
         (header().replace(b"ElementDataFile", b"Something"), "no ElementDataFile"),
         (header().replace(b"0.5 2 3", b"half") + pixels(), "cannot be read"),
+        (header().replace(b"0.5 2 3", b"0.5 0 3") + pixels(), "singular"),
+        (header().replace(b"0.5 2 3", b"1e200 1e200 3") + pixels(), "no scan has voxels of"),
+        (header().replace(b"BinaryData = True", b"BinaryData = False") + pixels(), "written as text"),
+        (channels("two") + pixels(), "damaged"),
+        (channels("2") + pixels() + pixels(), "2 × MET_SHORT a voxel"),
+        (header(zipped=True) + zlib.compress(pixels())[:-5], "truncated"),
+        (header(zipped=True) + zlib.compress(pixels()[:-1]), "truncated.*expected 48 bytes"),
+        (header("/dev/zero") + pixels(), "no file"),
     ):
         path = tmp_path / "a.mha"
         path.write_bytes(content)

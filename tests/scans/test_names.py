@@ -4,7 +4,18 @@ from pathlib import PurePath
 
 import pytest
 
-from medseg.scans.names import case_id, channel_of, patient_hash, series_id, slug, stem, unique_ids
+from medseg.scans.names import (
+    case_id,
+    channel_of,
+    frame_hash,
+    patient_hash,
+    series_hash,
+    series_id,
+    slug,
+    stem,
+    study_hash,
+    unique_ids,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +67,9 @@ def test_ids_of_series_and_patients_are_stable_and_tell_nothing() -> None:
     assert series_id("CT", "1.2.3", "EchoTime=2") != series_id("CT", "1.2.3", "")
     assert "Miller" not in patient_hash("Miller")
     assert patient_hash("Miller") == patient_hash("Miller") != patient_hash("Smith")
+
+
+def test_stand_ins_of_uids_are_apart_by_what_they_stand_for_and_empty_for_none() -> None:
+    assert len({study_hash("1.2"), series_hash("1.2"), frame_hash("1.2")}) == 3
+    assert series_hash("1.2") == series_hash("1.2") != series_hash("1.3")
+    assert (series_hash(""), frame_hash("")) == ("", "")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -43,15 +44,105 @@ def test_big_endian_and_scaled_integers_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_volume(nifti(tmp_path / "a.nii")).data[0], expected)
 
 
-def test_the_sform_wins_over_the_qform(tmp_path: Path) -> None:
+def warnings_of(caplog: pytest.LogCaptureFixture, path: Path) -> str:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "medseg"):
+        read_volume(nifti(path))
+    return " ".join(record.getMessage() for record in caplog.records)
+
+
+def test_the_sform_wins_over_the_qform_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image = nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4))
     image.set_sform(np.diag([2.0, 2, 2, 1]), 1)
     image.set_qform(np.diag([3.0, 3, 3, 1]), 1)
     nib.save(image, tmp_path / "both.nii")
     assert read_geometry(nifti(tmp_path / "both.nii")).spacing == (2, 2, 2)
+    said = warnings_of(caplog, tmp_path / "both.nii")
+    assert "both.nii: qform and sform differ by up to 0.5 voxels; the sform (code 1) is believed" in said
+    assert "nibabel" in said
     image.set_sform(np.diag([2.0, 2, 2, 1]), 0)
     nib.save(image, tmp_path / "q.nii")
     assert read_geometry(nifti(tmp_path / "q.nii")).spacing == (3, 3, 3)
+    assert warnings_of(caplog, tmp_path / "q.nii") == ""
+
+
+def test_forms_that_agree_but_for_rounding_are_nothing_to_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    turned = np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, 4], [0, 0, 2.5, 5], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(np.zeros((20, 20, 20), np.uint8), turned)
+    image.set_sform(turned, 1)
+    image.set_qform(turned, 1)
+    nib.save(image, tmp_path / "a.nii")
+    assert warnings_of(caplog, tmp_path / "a.nii") == ""
+
+
+def test_a_file_that_does_not_say_where_it_lies_is_read_as_nibabel_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), None)
+    image.header.set_zooms((2, 3, 4))
+    nib.save(image, tmp_path / "a.nii")
+    expected = nib.load(tmp_path / "a.nii").affine
+    assert expected[0, 0] == -2
+    np.testing.assert_array_equal(read_geometry(nifti(tmp_path / "a.nii")).affine, expected)
+    assert "left and right may be exchanged" in warnings_of(caplog, tmp_path / "a.nii")
+
+
+def test_other_units_than_mm_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.diag([7.0, 7, 7, 1]))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii")
+    assert "lengths in micrometres; they are taken as mm" in warnings_of(caplog, tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[123] = 7  # no unit at all
+    (tmp_path / "a.nii").write_bytes(bytes(raw))
+    assert "lengths" not in warnings_of(caplog, tmp_path / "a.nii")
+
+
+def test_a_2d_image_without_thickness_gets_1_mm_along_its_normal(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.arange(20, dtype=np.int16).reshape(4, 5), None)
+    image.set_sform(np.array([[0, 2.0, 0, 5], [3.0, 0, 0, 6], [0, 0, 0, 7], [0, 0, 0, 1]]), 1)
+    nib.save(image, tmp_path / "a.nii")
+    volume = read_volume(nifti(tmp_path / "a.nii"))
+    assert volume.data.shape == (1, 4, 5, 1)
+    assert volume.geometry.spacing == (3, 2, 1)
+    np.testing.assert_array_equal(volume.geometry.to_world((0, 0, 0)), [5, 6, 7])
+
+
+@pytest.mark.parametrize("slope", [0.0, float("nan")])
+def test_a_slope_of_zero_or_nan_is_none(tmp_path: Path, slope: float, write_nifti: Write) -> None:
+    path = write_nifti(tmp_path / "a.nii", np.arange(8, dtype=np.int16).reshape(2, 2, 2))
+    raw = bytearray(path.read_bytes())
+    raw[112:120] = struct.pack("<2f", slope, 5)
+    path.write_bytes(bytes(raw))
+    np.testing.assert_array_equal(read_volume(nifti(path)).data.ravel(), np.arange(8))
+
+
+def test_nan_stays_nan_in_images_and_is_refused_in_labels(tmp_path: Path, write_nifti: Write) -> None:
+    array = np.ones((3, 3, 3), np.float32)
+    array[1, 1, 1] = np.nan
+    path = write_nifti(tmp_path / "a.nii.gz", array)
+    assert np.isnan(read_volume(nifti(path)).data).sum() == 1
+    with pytest.raises(ScanError, match="found NaN"):
+        read_mask(nifti(path))
+
+
+def test_long_headers_with_extensions_are_passed_over(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 1_000_000))
+    for name in ("a.nii", "a.nii.gz"):
+        nib.save(image, tmp_path / name)
+        volume = read_volume(find_one(tmp_path / name).source)
+        np.testing.assert_array_equal(volume.data[0], np.arange(24).reshape(2, 3, 4))
+
+
+def test_a_flipped_bit_in_a_gzip_is_found_by_its_checksum(tmp_path: Path, write_nifti: Write) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", np.random.default_rng(0).integers(0, 9, (8, 8, 8)).astype(np.uint8))
+    stored = gzip.decompress(path.read_bytes())
+    zipped = bytearray(gzip.compress(stored, 0))  # stored as it is: a flipped bit is a flipped voxel and nothing else
+    zipped[-100] ^= 1
+    path.write_bytes(bytes(zipped))
+    with pytest.raises(ScanError, match="CRC"):
+        read_volume(nifti(path))
 
 
 def test_one_slice_stays_a_volume_and_trailing_single_axes_go(tmp_path: Path, write_nifti: Write) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,3 +75,20 @@ def test_several_pages_and_broken_files_are_refused(tmp_path: Path, write_pictur
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ScanError, match="cut short"):
         read_volume(find_one(path).source)
+
+
+def test_a_camera_picture_with_a_preview_is_one_picture(tmp_path: Path) -> None:
+    picture, preview = Image.new("RGB", (32, 16), (200, 10, 10)), Image.new("RGB", (8, 4))
+    picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[preview])
+    assert read_volume(find_one(tmp_path / "a.jpg").source).data.shape == (3, 32, 16)
+
+
+def test_a_header_that_claims_gigabytes_takes_no_memory(tmp_path: Path, write_picture: Write) -> None:
+    path = write_picture(tmp_path / "a.png", np.zeros((16, 16), np.uint8))
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = (8000).to_bytes(4, "big") * 2
+    raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
+    path.write_bytes(bytes(raw))
+    with pytest.raises(ScanError, match="claims 64,000,000 pixels") as caught:
+        read_volume(find_one(path).source)
+    assert caught.value.kind == "truncated"

@@ -11,6 +11,7 @@ from medseg.scans.find import find, find_one
 from medseg.scans.reading import ScanError
 from medseg.structures import Case, Source
 from medseg.volume import Geometry, Volume, reorient
+from tests.annotation_factory import write_rtstruct, write_seg
 
 Write = Callable[..., Path]
 
@@ -142,3 +143,38 @@ def test_mutated_files_are_refused_or_read_and_never_crash(
             except ScanError:
                 outcomes["refused"] += 1
     assert min(outcomes.values()) > 20
+
+
+def test_mutated_annotations_are_refused_or_read_and_never_crash(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    grid = Geometry.from_spacing((9, 8, 4), (1, 1, 2))
+    mask = np.zeros(grid.shape, bool)
+    mask[2:6, 2:5, 1:3] = True
+    square = np.array([[1.5, 1.5, 2], [6.5, 1.5, 2], [6.5, 5.5, 2]])
+    sources = [
+        Source("seg", (write_seg(tmp_path / "a.dcm", {"x": mask, "y": ~mask}, grid.affine),)),
+        Source("seg", (write_seg(tmp_path / "b.dcm", {"x": mask}, grid.affine, kind="labelmap"),)),
+        Source(
+            "rtstruct", (write_rtstruct(tmp_path / "c.dcm", {"x": [square, np.add(square, [0, 0, 4])], "y": [square]}),)
+        ),
+    ]
+    outcomes, said = {"read": 0, "refused": 0}, []
+    for turn in range(150):
+        whole = sources[turn % 3]
+        raw = bytearray(whole.files[0].read_bytes())
+        if turn % 5 == 0:
+            raw = raw[: rng.integers(132, len(raw))]
+        for place in rng.integers(132, len(raw), size=rng.choice([1, 2, 20])):
+            raw[place] = rng.choice([0, 255, raw[place] ^ 1 << rng.integers(8)])
+        path = tmp_path / "w.dcm"
+        path.write_bytes(bytes(raw))
+        try:
+            found, geometry = read_mask(Source(whole.kind, (path,)), grid)
+            assert found.shape == geometry.shape
+            outcomes["read"] += 1
+        except ScanError as error:
+            outcomes["refused"] += 1
+            said.append(str(error))
+        find(path)
+    assert "Secret" not in str(said)
+    assert min(outcomes.values()) > 10
