@@ -48,7 +48,8 @@ class Geometry:
         if dimensions not in (2, 3) or min(self.shape) < 1:
             raise MedsegError(f"a grid has two or three axes of at least one voxel; found shape {self.shape}")
         if affine.shape != (dimensions + 1, dimensions + 1) or not np.isfinite(affine).all():
-            raise MedsegError(f"expected a finite {dimensions + 1}×{dimensions + 1} affine, found {affine.tolist()}")
+            size, found = f"{dimensions + 1}×{dimensions + 1}", affine.tolist()
+            raise MedsegError(f"expected a finite {size} affine, found {found}; mend the header of the file")
         with np.errstate(over="ignore"):
             spacing = np.linalg.norm(affine[:-1, :-1], axis=0)
         if (spacing <= 0).any():

@@ -54,7 +54,8 @@ class Grid:
         """Native planes ``(C, I, J, K)`` → ``(C, *geometry.shape)`` float32; the same array where nothing is resampled.
 
         Within a plane cubic convolution (Keys 1981, a = −½), whose weights are the same for a whole plane as all its pixels
-        move alike; between planes linear. ``fill`` is the value where no plane reaches.
+        move alike: a wave of 35 pixels comes back within a thousandth of its height. Between planes linear. ``fill`` is the
+        value where no plane reaches.
         """
         if self.geometry.dimensions == 2:
             return stack[..., 0]

@@ -61,7 +61,7 @@ MARKS = (
 
 # pydicom's remarks on odd values quote them, and they may be a patient's: errors are said here, in words of our own.
 warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+logging.getLogger("pydicom").addFilter(lambda record: False)  # pydicom sets its level anew when it is imported
 
 _STANDARD = "1.2.840.10008.5.1.4.1.1."
 _NO_IMAGE = frozenset(_STANDARD + ending for ending in ("4.2", "30", "66", "67"))

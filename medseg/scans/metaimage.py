@@ -109,7 +109,9 @@ def _geometry(path: Path, header: dict[str, str]) -> Geometry:
     with decoding(path, "MetaImage"):
         sizes = [int(n) for n in numbers("DimSize") or []]
         dimensions = int(header.get("NDims", len(sizes)))
-    if len(sizes) != 3 or dimensions != 3:
+        if len(sizes) != dimensions:
+            raise ValueError(f"NDims is {dimensions}, DimSize has {len(sizes)} numbers")
+    if dimensions != 3:
         found = "×".join(map(str, sizes))
         raise ScanError(
             f"{path}: expected a 3D volume, found {dimensions}D {found}; split it into one file a volume", "not_3d"

@@ -93,6 +93,9 @@ def _header(path: Path) -> tuple[Mapping[str, Any], int]:
         raise ScanError(reason, "unsupported")
     with decoding(path, "NRRD"):
         header: Mapping[str, Any] = nrrd.read_header(lines)
+        absent = [field for field in ("type", "dimension", "sizes", "encoding") if field not in header]
+        if absent:
+            raise ValueError(f"its header has no {', '.join(absent)}")
         if len(header["sizes"]) != int(header["dimension"]):
             raise ValueError("sizes and dimension disagree")
         if min(header["sizes"]) < 1:
@@ -107,11 +110,16 @@ def _pixels(path: Path, header: Mapping[str, Any], start: int) -> Array:
         lines, skip = (int(header.get(key, header.get(key.replace(" ", ""), 0))) for key in ("line skip", "byte skip"))
         named = header.get("data file", header.get("datafile"))
         if header["type"] not in _TYPES or not encoding:
-            raise ScanError(f"{path}: pixels of type {header['type']}, {header['encoding']}, are not understood")
+            raise ScanError(
+                f"{path}: pixels of type {header['type']!r}, encoding {header['encoding']!r}, are not understood; expected "
+                "numbers, raw, gzip, bzip2 or ascii",
+                "unsupported",
+            )
         dtype = np.dtype(_TYPES[header["type"]])
         if dtype.itemsize > 1 and encoding != "ascii":
-            big = ("little", "big").index(header["endian"])
-            dtype = dtype.newbyteorder(">" if big else "<")
+            if header.get("endian") not in ("little", "big"):
+                raise ValueError(f"endian is {header.get('endian')}, expected little or big")
+            dtype = dtype.newbyteorder(">" if header["endian"] == "big" else "<")
     data_file = path if named is None else path.parent / named
     size = math.prod(int(n) for n in header["sizes"]) * (dtype.itemsize if encoding != "ascii" else 1)
     with decoding(data_file, "NRRD"), data_file.open("rb") as file:

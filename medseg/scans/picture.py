@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from medseg.scans.reading import ScanError, decoding
 from medseg.structures import Source
@@ -62,7 +62,7 @@ def read(source: Source, *, as_mask: bool = False) -> tuple[Array, Geometry]:
 
 def _open(path: Path) -> Image.Image:
     with decoding(path, "picture"):
-        image = Image.open(path)
+        image = _opened(path)
         # A camera's JPEG may carry a preview of itself as a second picture (MPO); the first is meant.
         pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         claimed, stored = image.width * image.height, path.stat().st_size
@@ -81,6 +81,19 @@ def _open(path: Path) -> Image.Image:
             "truncated",
         )
     return image
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        raise ValueError("its header is not understood") from None
+    except Image.DecompressionBombError:
+        raise ScanError(
+            f"{path}: the header claims more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; it is damaged, or too large: cut "
+            "it into parts",
+            "unsupported",
+        ) from None
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -118,6 +118,7 @@ def _gaps(slices: Sequence[Slice], gaps: Array, usual: float) -> tuple[str, str]
 
 
 def thickness_of(entry: Slice) -> float | None:
+    """How thick a slice says it is in mm; None where that makes no sense."""
     return entry.thickness if entry.thickness and is_length(entry.thickness) else None
 
 
@@ -127,8 +128,10 @@ def is_length(mm: float) -> bool:
 
 
 def named(entry: Slice) -> str:
+    """How a message calls a slice: by its file, and the frame (from 1) that it is there."""
     return entry.path.name if entry.frame is None else f"frame {entry.frame + 1} of {entry.path.name}"
 
 
 def listed(values: Sequence[float]) -> str:
+    """Numbers as DICOM separates them."""
     return "\\".join(f"{value:.6g}" for value in values) or "unknown"

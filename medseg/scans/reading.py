@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import logging
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,10 +54,23 @@ def decoding(path: Path, family: str, name: str = "") -> Iterator[None]:
         raise
     except BaseException as error:  # a panic of a decoder in Rust is no Exception
         logger.debug("%s: %s", path.name, error, exc_info=True)
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ScanError(
-            f"{name}: cannot be read as {family} ({reason}); the file is damaged or cut short: copy it again or leave it out"
+            f"{name}: cannot be read as {family} ({_reason(error, family)}); the file is damaged or cut short: copy it again or "
+            "leave it out"
         ) from None
+
+
+def _reason(error: BaseException, family: str) -> str:
+    """What a decoder says in a line, without what it quotes of a DICOM header: that may be a patient's name."""
+    if isinstance(error, AttributeError) and error.name:
+        return f"it has no {error.name}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if isinstance(error, KeyError):
+        said = f"{said} is missing or not known"
+    if "DICOM" in family:
+        said = re.sub(r"""b?'[^']*('|$)|b?"[^"]*("|$)""", "…", said)
+    return said[:200]
 
 
 def check_claim(path: Path, family: str, claimed_bytes: int, stored_bytes: int, compressed: bool) -> None:
