@@ -22,6 +22,7 @@ ORDER = [
         "planning",
         "data",
         "losses",
+        "losses_boxes",
         "networks",
         "tiling",
     ),

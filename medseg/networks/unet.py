@@ -1,12 +1,13 @@
 """The U-Nets that are planned from the data: any number of stages, whose features, strides, kernels and blocks the Plan gives.
 
 Owns the topology of nnU-Net (Isensee et al. 2021; residual encoder: Isensee et al. 2024, "nnU-Net Revisited"), so that
-nnU-Net's weights fit. Knows nothing of plans, losses or devices: numbers come in, a module comes out.
+nnU-Net's weights fit. Detectors stand on the same trunk: they ask for feature maps of its levels (`UNet.pyramid`). Knows
+nothing of plans, losses or devices: numbers come in, a module comes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class ConvBlock(nn.Sequential):
 class ResidualBlock(nn.Module):
     """Two convolutions beside a skip that is average-pooled by the stride and projected 1×1 where the channels change.
 
-    This is block D of He et al. 2018 ("Bag of tricks"), as nnU-Net's residual encoder has it.
+    This is block D of He et al. 2018 ("Bag of tricks"), as nnU-Net's residual encoder has it. It starts as its skip alone.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = ConvBlock(dimensions, inputs, outputs, kernel, stride, dropout=dropout)
         self.second = ConvBlock(dimensions, outputs, outputs, kernel, act=False)
+        nn.init.zeros_(self.second.norm.weight)
         skip: list[nn.Module] = []
         if max(stride) > 1:
             skip.append(AveragePool(stride))
@@ -76,6 +78,11 @@ class UNet(nn.Module):
     ``encoder[s]`` is stage ``s`` (0 the finest); ``ups[s]``, ``decoder[s]`` and ``heads[s]`` lead back to the resolution of
     stage ``s``. In training mode with deep supervision the outputs of all heads are returned, finest first; in evaluation
     the finest only.
+
+    Args:
+        finest: level at which the decoder ends; below it an index leads to an empty module, so that a level is an index and
+            weights have their names in every U-Net.
+        out_channels: of the heads; 0 where there are none.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class UNet(nn.Module):
         out_channels: int,
         deep_supervision: bool,
         dropout: float,
+        finest: int = 0,
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
@@ -98,6 +106,10 @@ class UNet(nn.Module):
         self.encoder = nn.ModuleList(encoder)
         self.ups, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for fine in range(len(features) - 1):
+            if fine < finest:
+                self.ups.append(nn.Identity())
+                self.decoder.append(nn.Identity())
+                continue
             width = features[fine]
             self.ups.append(UpConcat(features[fine + 1], width, strides[fine + 1]))
             self.decoder.append(
@@ -111,25 +123,97 @@ class UNet(nn.Module):
                 )
             )
             # Without deep supervision only the finest head is used, and a parameter without gradient stops DDP.
-            if fine == 0 or deep_supervision:
+            if out_channels and (fine == 0 or deep_supervision):
                 self.heads.append(CONV[dimensions](width, out_channels, 1))
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """``(B, C, *S)`` → ``(B, out_channels, *S)``, or a list of levels; S a multiple of the product of the strides."""
+        return self.outputs(self.pyramid(x, self.output_levels))
+
+    @property
+    def output_levels(self) -> range:
+        """The levels whose heads `outputs` asks for now."""
+        return range(len(self.heads) if self.training else min(len(self.heads), 1))
+
+    def pyramid(self, x: Tensor, levels: Collection[int]) -> dict[int, Tensor]:
+        """Feature maps of ``levels`` by level: of the decoder, or of the encoder's deepest stage. Computes no finer one."""
         x = self.stem(x)
         skips: list[Tensor] = []
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)
         x = skips.pop()
-        levels: list[Tensor] = []
-        supervised = self.training and self.deep_supervision
-        for fine in range(len(skips) - 1, -1, -1):
+        deepest = len(skips)
+        maps: dict[int, Tensor] = {deepest: x} if deepest in levels else {}
+        for fine in range(deepest - 1, min(levels) - 1, -1):
             x = self.decoder[fine](self.ups[fine](x, skips.pop()))
-            if supervised or fine == 0:
-                levels.append(self.heads[fine](x))
-        return levels[::-1] if supervised else levels[0]
+            if fine in levels:
+                maps[fine] = x
+        return maps
+
+    def outputs(self, maps: dict[int, Tensor]) -> Tensor | list[Tensor]:
+        """Feature maps of at least `output_levels` → what `forward` returns."""
+        if self.training and self.deep_supervision:
+            return [head(maps[level]) for level, head in enumerate(self.heads)]
+        finest: Tensor = self.heads[0](maps[0])
+        return finest
+
+
+def plain_encoder(
+    *,
+    dimensions: int,
+    in_channels: int,
+    features: Sequence[int],
+    strides: Rows,
+    kernel_sizes: Rows,
+    blocks: Sequence[int],
+    dropout: float = 0.0,
+) -> tuple[nn.Module, list[nn.Module]]:
+    """A stem that does nothing, and stages of ``blocks[s]`` convolutions, the first of them strided.
+
+    Arguments and errors are those of `plain_unet`.
+    """
+    _check(dimensions, features, strides, kernel_sizes, blocks)
+    encoder: list[nn.Module] = []
+    before = in_channels
+    for width, stride, kernel, count in zip(features, strides, kernel_sizes, blocks, strict=True):
+        convs = [
+            ConvBlock(dimensions, width if i else before, width, kernel, None if i else stride, dropout=dropout)
+            for i in range(count)
+        ]
+        encoder.append(nn.Sequential(*convs))
+        before = width
+    return nn.Identity(), encoder
+
+
+def residual_encoder(
+    *,
+    dimensions: int,
+    in_channels: int,
+    features: Sequence[int],
+    strides: Rows,
+    kernel_sizes: Rows,
+    blocks: Sequence[int],
+    dropout: float = 0.0,
+) -> tuple[nn.Module, list[nn.Module]]:
+    """A stem of one convolution, and stages of ``blocks[s]`` residual blocks, the first of them strided.
+
+    Arguments and errors are those of `plain_unet`.
+    """
+    _check(dimensions, features, strides, kernel_sizes, blocks)
+    encoder: list[nn.Module] = []
+    before = features[0]
+    for width, stride, kernel, count in zip(features, strides, kernel_sizes, blocks, strict=True):
+        stage = [
+            ResidualBlock(
+                dimensions, width if i else before, width, kernel, (1,) * dimensions if i else stride, dropout=dropout
+            )
+            for i in range(count)
+        ]
+        encoder.append(nn.Sequential(*stage))
+        before = width
+    return ConvBlock(dimensions, in_channels, features[0], kernel_sizes[0]), encoder
 
 
 def plain_unet(
@@ -157,18 +241,12 @@ def plain_unet(
     Raises:
         MedsegError: the lists do not fit each other.
     """
-    _check(dimensions, features, strides, kernel_sizes, blocks)
-    encoder = []
-    before = in_channels
-    for width, stride, kernel, count in zip(features, strides, kernel_sizes, blocks, strict=True):
-        convs = [
-            ConvBlock(dimensions, width if i else before, width, kernel, None if i else stride, dropout=dropout)
-            for i in range(count)
-        ]
-        encoder.append(nn.Sequential(*convs))
-        before = width
+    stem, encoder = plain_encoder(
+        dimensions=dimensions, in_channels=in_channels, features=features, strides=strides, kernel_sizes=kernel_sizes,
+        blocks=blocks, dropout=dropout,
+    )  # fmt: skip
     return UNet(
-        dimensions=dimensions, stem=nn.Identity(), encoder=encoder, features=features, strides=strides,
+        dimensions=dimensions, stem=stem, encoder=encoder, features=features, strides=strides,
         kernel_sizes=kernel_sizes, decoder_blocks=decoder_blocks, out_channels=out_channels,
         deep_supervision=deep_supervision, dropout=dropout,
     )  # fmt: skip
@@ -191,30 +269,18 @@ def residual_unet(
 
     Arguments and errors are those of `plain_unet`.
     """
-    _check(dimensions, features, strides, kernel_sizes, blocks)
-    encoder = []
-    before = features[0]
-    for width, stride, kernel, count in zip(features, strides, kernel_sizes, blocks, strict=True):
-        stage = [
-            ResidualBlock(
-                dimensions, width if i else before, width, kernel, (1,) * dimensions if i else stride, dropout=dropout
-            )
-            for i in range(count)
-        ]
-        encoder.append(nn.Sequential(*stage))
-        before = width
-    network = UNet(
-        dimensions=dimensions, stem=ConvBlock(dimensions, in_channels, features[0], kernel_sizes[0]), encoder=encoder,
-        features=features, strides=strides, kernel_sizes=kernel_sizes, decoder_blocks=decoder_blocks,
-        out_channels=out_channels, deep_supervision=deep_supervision, dropout=dropout,
+    stem, encoder = residual_encoder(
+        dimensions=dimensions, in_channels=in_channels, features=features, strides=strides, kernel_sizes=kernel_sizes,
+        blocks=blocks, dropout=dropout,
     )  # fmt: skip
-    for module in network.modules():
-        if isinstance(module, ResidualBlock):  # every block starts as its skip alone
-            nn.init.zeros_(module.second.norm.weight)
-    return network
+    return UNet(
+        dimensions=dimensions, stem=stem, encoder=encoder, features=features, strides=strides,
+        kernel_sizes=kernel_sizes, decoder_blocks=decoder_blocks, out_channels=out_channels,
+        deep_supervision=deep_supervision, dropout=dropout,
+    )  # fmt: skip
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Kaiming-normal weights for the slope of the LeakyReLU, biases zero (nnU-Net's ``InitWeights_He``)."""
     if isinstance(module, (nn.Conv2d, nn.Conv3d, UpConcat)):
         nn.init.kaiming_normal_(module.weight, a=SLOPE)

@@ -1,7 +1,8 @@
 """`check_network`: whether a network keeps the contract of `medseg.networks`, told to its author in words.
 
 It builds the network in each dimension from a small plan with anisotropic strides and looks at shapes, levels, gradients,
-determinism, weights and number formats. It trains nothing and says nothing about quality.
+determinism, weights and number formats. A network that returns a dictionary is held to the contract of detectors
+(`medseg.networks.retina`). It trains nothing and says nothing about quality.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from medseg.planning.plan import Channel, Plan
 from medseg.structures import LabelTable
 
 _BATCH = 2
+_LEVELS = (0, 1)
+_ANCHORS = (((2.0, 3.0, 3.0), (3.0, 4.0, 2.0)), ((4.0, 8.0, 8.0),))
 
 
 def check_network(
@@ -37,8 +40,9 @@ def check_network(
         network: a builder, a target (``"mynet.Net"``), or a spec ``{"_target_": "mynet.Net", **options}``. Naming a target
             here means trusting it.
         dimensions: those that the network has.
-        channels: of input and output.
-        options: further options of the builder; small ones make the check fast.
+        channels: of input and output; of a detector, the number of classes.
+        options: further options of the builder; small ones make the check fast. A builder that names ``classes``,
+            ``levels``, ``anchors`` or ``mask_channels`` is handed small ones.
 
     Raises:
         MedsegError: what the contract expects, what was found, and in which dimension.
@@ -62,8 +66,9 @@ class _Check:
     def __init__(
         self, name: str, builder: Builder, options: Mapping[str, Any], dimensions: int, channels: tuple[int, int]
     ) -> None:
-        self.name, self.builder, self.options = name, builder, options
+        self.name, self.builder = name, builder
         self.dimensions, self.channels = dimensions, channels
+        self.options = self._box_options() | dict(options)
         self.plan = _plan(dimensions, getattr(builder, "divisor", None))
         self.sizes = [self.plan.patch_size, tuple(reversed(self.plan.patch_size))]
         if any(n % d for n, d in zip(self.sizes[1], self._divisor(), strict=True)):
@@ -76,6 +81,17 @@ class _Check:
         self._check_gradients(network, torch.bfloat16)
         self._check_prediction(network)
         self._check_weights(network)
+
+    def _box_options(self) -> dict[str, Any]:
+        """What the plan of a detector says beyond that of a segmentation, as far as the builder asks for it."""
+        anchors = [[list(size[-self.dimensions :]) for size in level] for level in _ANCHORS]
+        known = {
+            "classes": self.channels[1],
+            "levels": list(_LEVELS),
+            "anchors": anchors,
+            "mask_channels": self.channels[1],
+        }
+        return {name: value for name, value in known.items() if name in inspect.signature(self.builder).parameters}
 
     def _divisor(self) -> tuple[int, ...]:
         divisor = getattr(self.builder, "divisor", self.plan.divisor)
@@ -108,26 +124,55 @@ class _Check:
         for size in self.sizes:
             with torch.no_grad():
                 output = network(self._input(size))
-            levels = output if isinstance(output, list) else [output]
+            dense = self._dense(output, size)
+            if dense is None:
+                continue
+            levels = dense if isinstance(dense, list) else [dense]
             tensors = all(isinstance(level, Tensor) for level in levels)
             kinds = [type(level).__name__ for level in levels]
             self._expect(bool(levels) and tensors, "training returns a tensor or a list of tensors", kinds)
             self._expect_shape(levels[0], size, "the first level in training mode")
             shapes = [tuple(level.shape) for level in levels]
-            heads = all(shape[:2] == (_BATCH, self.channels[1]) for shape in shapes)
+            heads = all(shape[:2] == (_BATCH, self._dense_channels) for shape in shapes)
             falling = all(math.prod(b[2:]) < math.prod(a[2:]) for a, b in itertools.pairwise(shapes))
-            self._expect(heads and falling, f"levels (B, {self.channels[1]}, *S) come finest first", shapes)
+            self._expect(heads and falling, f"levels (B, {self._dense_channels}, *S) come finest first", shapes)
         parameters = inspect.signature(self.builder).parameters.values()
         if any(p.name == "deep_supervision" or p.kind is p.VAR_KEYWORD for p in parameters):
             single = self._build(deep_supervision=False).train()
             with torch.no_grad():
-                output = single(self._input(self.sizes[0]))
-            kept = isinstance(output, Tensor)
-            self._expect(kept, "without deep supervision training returns one tensor", type(output).__name__)
+                dense = self._dense(single(self._input(self.sizes[0])), self.sizes[0])
+            kept = dense is None or isinstance(dense, Tensor)
+            self._expect(kept, "without deep supervision training returns one tensor", type(dense).__name__)
 
     def _expect_shape(self, output: Tensor, size: Sequence[int], what: str) -> None:
-        shape = (_BATCH, self.channels[1], *size)
+        shape = (_BATCH, self._dense_channels, *size)
         self._expect(tuple(output.shape) == shape, f"{what} has shape {shape}", tuple(output.shape))
+
+    @property
+    def _dense_channels(self) -> int:
+        return int(self.options.get("mask_channels", self.channels[1]))
+
+    def _dense(self, output: Any, size: Sequence[int]) -> Any:
+        """What is left to be checked as a segmentation: the mask of a detector (None without one), or the output itself."""
+        if not isinstance(output, dict):
+            return output
+        named = {"scores", "deltas"} <= set(output) <= {"scores", "deltas", "mask"}
+        self._expect(named, "a dictionary holds 'scores' and 'deltas', and perhaps a 'mask'", list(output))
+        scores, deltas = output["scores"], output["deltas"]
+        kinds = [type(value).__name__ for value in (scores, deltas)]
+        self._expect(kinds == ["list", "list"] and bool(scores), "scores and deltas are lists of levels", kinds)
+        shapes = [tuple(level.shape) for level in scores], [tuple(level.shape) for level in deltas]
+        cells = [shape[2:] for shape in shapes[0]]
+        self._expect(cells == [shape[2:] for shape in shapes[1]], "scores and deltas have the same levels", shapes)
+        even = all(len(s) == len(size) and not any(n % m for n, m in zip(size, s, strict=True)) for s in cells)
+        falling = all(math.prod(b) < math.prod(a) for a, b in itertools.pairwise(cells))
+        self._expect(even and falling, f"levels divide {tuple(size)} evenly and come finest first", cells)
+        classes, numbers = int(self.options.get("classes", self.channels[1])), 2 * self.dimensions
+        fitting = [
+            (_BATCH, d[1] // numbers * classes) == s[:2] and not d[1] % numbers for s, d in zip(*shapes, strict=True)
+        ]
+        self._expect(all(fitting), f"scores are (B, A·{classes}, *S) and deltas (B, A·{numbers}, *S)", shapes)
+        return output.get("mask")
 
     def _check_gradients(self, network: nn.Module, dtype: torch.dtype) -> None:
         """A finite gradient reaches every parameter, in float32 and within bfloat16 autocast; the input stays as it is."""
@@ -137,7 +182,7 @@ class _Check:
         before = x.clone()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             output = network(x)
-        levels = output if isinstance(output, list) else [output]
+        levels = _tensors(output)
         finite = all(bool(level.isfinite().all()) for level in levels)
         self._expect(finite, f"the output in {dtype} is finite", "NaN or infinite values")
         self._expect(torch.equal(x, before), "the input is left as it is", "an input that was overwritten")
@@ -158,20 +203,25 @@ class _Check:
             x = self._input(size)
             with torch.no_grad():
                 output = network(x)
-                kept = isinstance(output, Tensor)
-                self._expect(kept, "evaluation mode returns one tensor", type(output).__name__)
-                self._expect_shape(output, size, "the output in evaluation mode")
-                self._expect(torch.equal(network(x), output), "evaluation is deterministic", "two different outputs")
-                alone = network(x[:1])
+                dense = self._dense(output, size)
+                if dense is not None:
+                    kept = isinstance(dense, Tensor)
+                    self._expect(kept, "evaluation mode returns one tensor", type(dense).__name__)
+                    self._expect_shape(dense, size, "the output in evaluation mode")
+                expected, again = _tensors(output), _tensors(network(x))
+                same = all(map(torch.equal, again, expected))
+                self._expect(same, "evaluation is deterministic", "two different outputs")
+                alone = _tensors(network(x[:1]))
                 layout = torch.channels_last if self.dimensions == 2 else torch.channels_last_3d
-                turned = network(x.contiguous(memory_format=layout))
-            tolerance = 1e-3 * max(float(output.abs().max()), 1e-3)
-            apart = float((alone - output[:1]).abs().max())
-            self._expect(
-                apart <= tolerance, "a sample's output does not depend on its batch", f"a difference of {apart:.3g}"
-            )
-            apart = float((turned - output).abs().max())
-            self._expect(apart <= tolerance, "channels-last input changes nothing", f"a difference of {apart:.3g}")
+                turned = _tensors(network(x.contiguous(memory_format=layout)))
+            for whole, one, other in zip(expected, alone, turned, strict=True):
+                tolerance = 1e-3 * max(float(whole.abs().max()), 1e-3)
+                apart = float((one - whole[:1]).abs().max())
+                self._expect(
+                    apart <= tolerance, "a sample's output does not depend on its batch", f"a difference of {apart:.3g}"
+                )
+                apart = float((other - whole).abs().max())
+                self._expect(apart <= tolerance, "channels-last input changes nothing", f"a difference of {apart:.3g}")
 
     def _check_weights(self, network: nn.Module) -> None:
         """Weights survive safetensors, fit a network built again, and follow from the seed."""
@@ -192,11 +242,18 @@ class _Check:
             ) from error
         x = self._input(self.sizes[0])
         with torch.no_grad():
-            same = torch.equal(other.eval()(x), network.eval()(x))
+            same = all(map(torch.equal, _tensors(other.eval()(x)), _tensors(network.eval()(x))))
         self._expect(same, "a network with loaded weights does the same", "another output (state outside state_dict?)")
         again, first = self._build().state_dict(), self._build().state_dict()
         differ = [name for name, weight in first.items() if not torch.equal(weight, again[name])]
         self._expect(not differ, "initial weights follow from torch.manual_seed", f"others at {_few(differ)}")
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """All tensors of an output, whether it is one, a list of levels, or a dictionary of either."""
+    if isinstance(output, dict):
+        return [tensor for value in output.values() for tensor in _tensors(value)]
+    return list(output) if isinstance(output, (list, tuple)) else [output]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -96,6 +96,59 @@ class Forgetful(Good):
         return super().forward(x * self.scale)
 
 
+class Detector(nn.Module):
+    """Boxes on cells of two voxels, one a cell; what is wrong with a subclass is only what it overrides."""
+
+    def __init__(self, dimensions: int, in_channels: int, classes: int) -> None:
+        super().__init__()
+        conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        self.body = conv(in_channels, 4, 2, 2)
+        self.scores, self.deltas = conv(4, classes, 1), conv(4, 2 * dimensions, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.body(x))
+        return {"scores": [self.scores(x)], "deltas": [self.deltas(x)]}
+
+
+class OtherNames(Detector):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return {"logits": out["scores"], "deltas": out["deltas"]}
+
+
+class NoLevels(Detector):
+    def forward(self, x: Tensor) -> Any:
+        return {name: levels[0] for name, levels in super().forward(x).items()}
+
+
+class BoxesElsewhere(Detector):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return {**out, "deltas": [level[..., 1:] for level in out["deltas"]]}
+
+
+class HalfABox(Detector):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return {**out, "deltas": [level[:, ::2] for level in out["deltas"]]}
+
+
+class SmallMask(Detector):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return {**out, "mask": out["scores"][0]}
+
+
+class ScoresOfTheBatch(Detector):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return {**out, "scores": [level - level.mean(0) for level in out["scores"]]}
+
+
+def test_a_good_detector_passes() -> None:
+    check_network(Detector)
+
+
 def test_a_good_network_passes_as_class_as_target_and_as_spec() -> None:
     check_network(Good)
     check_network("tests.testing.test_network_conformance.Good")
@@ -116,6 +169,12 @@ def test_a_good_network_passes_as_class_as_target_and_as_spec() -> None:
         (WritesItsInput, "the input is left as it is"),
         (NotANumber, "is finite"),
         (Forgetful, "a network with loaded weights does the same"),
+        (OtherNames, r"a dictionary holds 'scores' and 'deltas', .*; found \['logits', 'deltas'\]"),
+        (NoLevels, "scores and deltas are lists of levels; found"),
+        (BoxesElsewhere, "scores and deltas have the same levels"),
+        (HalfABox, r"deltas \(B, A·4, \*S\)"),
+        (SmallMask, "the first level in training mode has shape"),
+        (ScoresOfTheBatch, "does not depend on its batch"),
     ],
 )
 def test_each_breach_is_named(network: Any, message: str) -> None:
