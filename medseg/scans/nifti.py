@@ -112,8 +112,10 @@ def _geometry(path: Path, image: Any, key: str) -> Geometry:
             f"{path}: expected a 3D volume, found {len(shape)}D {found}{which}; split it into one file a volume (or a channel)",
             "not_3d",
         )
-    if min(shape) < 1:
-        raise ScanError(f"{path}: an axis has no voxels: shape {shape}")
+    if min(shape) < 1 or not image.shape:
+        raise ScanError(
+            f"{path}: expected voxels along each axis, found shape {image.shape}; mend the header of the file"
+        )
     with decoding(path, "NIfTI"):
         affine = _with_thickness(np.asarray(image.affine, np.float64), shape)
     try:

@@ -201,6 +201,16 @@ def test_a_header_that_claims_gigabytes_takes_no_memory(tmp_path: Path, write_ni
         read_volume(nifti(path))
 
 
+@pytest.mark.parametrize("dimensions", [(3, 4, 0, 4), (3, 4, -4, 4), (0, 0, 0, 0), (9, 4, 4, 4)])
+def test_sizes_that_make_no_sense_are_said(tmp_path: Path, write_nifti: Write, dimensions: tuple[int, ...]) -> None:
+    path = write_nifti(tmp_path / "a.nii", np.zeros((4, 4, 4), np.int16))
+    raw = bytearray(path.read_bytes())
+    raw[40:48] = struct.pack("<4h", *dimensions)
+    path.write_bytes(bytes(raw))
+    with pytest.raises(ScanError, match=r"a\.nii: .*(expected voxels|header|cannot be read)"):
+        read_volume(nifti(path))
+
+
 def test_a_sheared_affine_is_refused(tmp_path: Path, write_nifti: Write) -> None:
     sheared = np.eye(4)
     sheared[0, 2] = 0.3
