@@ -41,6 +41,8 @@ class Grid(Protocol):
     @property
     def anchor_free(self) -> bool: ...
     @property
+    def codes(self) -> str: ...
+    @property
     def per_cell(self) -> tuple[int, ...]: ...
     @property
     def strides(self) -> tuple[tuple[int, ...], ...]: ...
@@ -57,7 +59,7 @@ class BoxLoss(Protocol):
         """Scalars by name.
 
         Args:
-            output: ``scores`` and ``deltas``, lists of levels, any floating type (`medseg.networks.retina`).
+            output: ``scores`` and ``deltas`` (``faces``), lists of levels, any floating type (`medseg.networks.retina`).
             truth: one a sample.
             grid: the places of the head.
         """
@@ -213,7 +215,7 @@ class _BoxLoss:
             return self._terms(output, truth, grid)
 
     def _terms(self, output: Mapping[str, Any], truth: Sequence[Truth], grid: Grid) -> dict[str, Tensor]:
-        logits, codes = grid.rows(output["scores"]), grid.rows(output["deltas"])
+        logits, codes = grid.rows(output["scores"]), grid.rows(output[grid.codes])
         _check(logits, truth)
         levels = grid.places([level.shape[2:] for level in output["scores"]], logits.device)
         matches = [self._match(sample, levels, grid) for sample in truth]

@@ -238,7 +238,7 @@ def _sha256(path: Path) -> str:
 
 
 def _out_channels(model: Model) -> int:
-    return build_task(model.task, model.plan.labels).out_channels
+    return build_task(model.task, model.plan).out_channels
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -39,7 +39,10 @@ def destination(verb: str, config: Config) -> str | None:
 def _check(config: Config) -> Callable[[], Any]:
     from medseg.commands.check import check
 
-    return functools.partial(check, _cohort(config), dimensions=config["dimensions"], options=_reader(config))
+    instances = bool((config.get("task") or {}).get("instances"))
+    return functools.partial(
+        check, _cohort(config), dimensions=config["dimensions"], options=_reader(config), instances=instances
+    )
 
 
 def _plan(config: Config) -> Callable[[], Any]:
@@ -52,7 +55,7 @@ def _plan(config: Config) -> Callable[[], Any]:
         **_planning(config),
         out=_path(config["out"]),
         network=config["network"],
-        task=config["task"]["name"],
+        task=config["task"],
         workers=_workers(config),
         trust=_trusted(config),
     )
@@ -100,10 +103,14 @@ def _evaluate(config: Config) -> Callable[[], Any]:
         "mirror",
         "overwrite",
         "runtime",
+        "boxes",
         "trust",
     )
+    task = config.get("task") or {}
     return functools.partial(
         evaluate,
+        task=task.get("name"),
+        lesions={name: task[name] for name in ("instances", "smallest_mm3") if name in task},
         cohort=_cohort(config),
         out=_path(config["out"]),
         model=_optional_path(config["model"]),
@@ -127,6 +134,7 @@ def _predict(config: Config) -> Callable[[], Any]:
         "overwrite",
         "workers",
         "runtime",
+        "boxes",
         "trust",
     )
     return functools.partial(

@@ -177,6 +177,30 @@ class Boxes:
         if not (self.boxes[:, half:] > self.boxes[:, :half]).all():
             raise MedsegError("a box has no extent along some axis: expected (i0, j0, k0, i1, j1, k1) with i0 < i1")
 
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def chosen(self, which: Array) -> Boxes:
+        """The boxes that ``which`` (indices, or a bool each) picks."""
+        return Boxes(self.boxes[which], self.labels[which], None if self.scores is None else self.scores[which])
+
+
+@dataclass(frozen=True)
+class LesionRule:
+    """How a mask becomes lesions, where a data set has no boxes of its own.
+
+    Args:
+        instances: every value of the mask is one lesion; else a lesion is a component of one label.
+        smallest_mm3: smaller ones are no lesions (a picture: mm², or px where spacing is unknown).
+    """
+
+    instances: bool = False
+    smallest_mm3: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.smallest_mm3 >= 0:
+            raise MedsegError(f"smallest_mm3: expected 0 or more, found {self.smallest_mm3}")
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -186,7 +210,8 @@ class Prediction:
         case: the case's id.
         geometry: the scan's own grid.
         mask: ``geometry.shape`` integer labels.
-        boxes: found lesions, by falling score.
+        boxes: all that may be a lesion, by falling score; `findings` are those that the model stands by.
+        thresholds: label → score from which a box counts (the working point); a label without one counts from 0.
         classes: class name → probability.
         probabilities: a file of the model's probabilities, where they were asked for.
     """
@@ -196,12 +221,21 @@ class Prediction:
     labels: LabelTable
     mask: Array | None = None
     boxes: Boxes | None = None
+    thresholds: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     classes: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     probabilities: Path | None = None
 
     def __post_init__(self) -> None:
         if self.mask is not None and (self.mask.shape != self.geometry.shape or self.mask.dtype.kind not in "iu"):
             raise MedsegError(f"mask {self.mask.shape} {self.mask.dtype} does not fit the grid {self.geometry.shape}")
+
+    @property
+    def findings(self) -> Boxes | None:
+        """The boxes at or above the working point, by falling score; None where the task finds none."""
+        if self.boxes is None or self.boxes.scores is None:
+            return self.boxes
+        least = np.array([self.thresholds.get(self.labels.names[int(value)], 0.0) for value in self.boxes.labels])
+        return self.boxes.chosen(self.boxes.scores >= least)
 
     def sizes(self) -> dict[str, float]:
         """Volume in ml of each label or region (area in mm² of a picture, px where its spacing is unknown)."""

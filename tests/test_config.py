@@ -70,9 +70,9 @@ def test_what_is_called_takes_options_that_its_file_does_not_list() -> None:
         ("netwrok=dynunet", r"there is no 'netwrok' \(did you mean network\?\)"),
         (
             "network=dynunte",
-            r"network has no option 'dynunte' \(did you mean dynunet\?\); it has attention_unet, dynunet",
+            r"network has no option 'dynunte' \(did you mean dynunet\?\); it has anchor_free, attention_unet, dynunet",
         ),
-        ("runtime=torch", "medseg train has no group 'runtime'; it has data, select, dicom, task"),
+        ("runtime=torch", "medseg train has no group 'runtime'; it has data, select, dicom, plan"),
         ("fold=two", "fold: expected a whole number, such as 0, found 'two'"),
         ("fold=0.5", "fold: expected a whole number, such as 0, found 0.5"),
         ("run.new=1", "run.new: expected true or false, such as false, found 1"),
@@ -97,7 +97,7 @@ def test_all_mistakes_are_shown_together() -> None:
 
 
 def test_what_must_be_given_is_asked_for_at_once() -> None:
-    with pytest.raises(MedsegError, match=r"still to be given: data=…, one of folder, msd, nnunet, table"):
+    with pytest.raises(MedsegError, match=r"still to be given: data=…, one of coco, folder, msd, nnunet, table, voc"):
         config.compose("train")
     with pytest.raises(MedsegError, match=r"still to be given: model=… input=… output=…"):
         config.compose("predict")
@@ -125,7 +125,7 @@ def test_sweeps_expand_with_the_last_one_fastest() -> None:
     jobs = config.sweep(["name=x", "fold=0,1", "seed=range(2)"])
     assert jobs == [["name=x", f"fold={f}", f"seed={s}"] for f in (0, 1) for s in (0, 1)]
     assert config.sweep(["network=glob(*_unet)"]) == [
-        [f"network={n}"] for n in ("attention_unet", "plain_unet", "residual_unet")
+        [f"network={n}"] for n in ("attention_unet", "plain_unet", "residual_unet", "retina_unet")
     ]
     assert config.sweep(["optim.lr=choice(0.1,0.01)"]) == [["optim.lr=0.1"], ["optim.lr=0.01"]]
     assert config.sweep(["data.root=/x (1)"]) == [["data.root=/x (1)"]]

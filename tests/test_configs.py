@@ -19,11 +19,12 @@ from medseg import config, runs, targets
 from medseg.commands.plan import PLANNER
 from medseg.errors import MedsegError
 from medseg.inference.runtime import TorchRuntime
+from medseg.losses_boxes import Truth
 from medseg.networks import BUILDERS, build_network
 from medseg.planning.plan import Plan
 from medseg.tasks import build_task
 from medseg.training.settings import Optimization, TrainerSettings
-from tests.tiny import LABELS, tiny_plan
+from tests.tiny import tiny_boxes, tiny_plan
 
 CONF = config.conf_dir()
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -33,6 +34,8 @@ GIVEN = {  # what each data option still asks for
     "msd": ["data.root=a"],
     "nnunet": ["data.root=a"],
     "table": ["data.file=a.csv"],
+    "voc": ["data.root=a"],
+    "coco": ["data.images=a", "data.annotations=b.json"],
 }
 NEEDED = {
     "check": ["data=msd", "data.root=a"],
@@ -112,8 +115,8 @@ def test_a_network_is_built_as_its_file_says(option: str) -> None:
         "blocks": (1,) * 3,
     }
     small = {"init_filters": 8} if option == "segresnet" else {"feature_size": 12} if option == "swin_unetr" else {}
-    plan = tiny_plan(2, patch_size=(size, size), **stages)
-    assert isinstance(build_network(spec | small, plan, len(LABELS.outputs)), torch.nn.Module)
+    plan = tiny_plan(2, patch_size=(size, size), boxes=tiny_boxes(2), **stages)
+    assert isinstance(build_network(spec | small, plan, len(plan.labels.outputs)), torch.nn.Module)
 
 
 def test_every_network_of_medseg_has_an_option() -> None:
@@ -122,8 +125,15 @@ def test_every_network_of_medseg_has_an_option() -> None:
 
 @pytest.mark.parametrize("option", of("loss"))
 def test_a_loss_is_built_as_its_file_says(option: str) -> None:
-    loss = targets.partial(composed("loss", option)["loss"], where="loss")(exclusive=True)
-    parts = loss(torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 1, 8, 8)), None)
+    spec = composed("loss", option)["loss"]
+    builder = targets.partial(spec, where="loss")
+    if spec["_target_"].startswith("medseg.losses_boxes."):
+        plan = tiny_plan(2, task="detection", boxes=tiny_boxes(2))
+        task = build_task({"name": "detection"}, plan, builder)
+        output = {"scores": [torch.randn(1, 4, 8, 8)], "deltas": [torch.randn(1, 8, 8, 8)]}
+        parts = task.loss(output, {"truth": [Truth(torch.tensor([[1.0, 1, 5, 5]]), torch.tensor([0]))]})
+    else:
+        parts = builder(exclusive=True)(torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 1, 8, 8)), None)
     assert all(torch.isfinite(value) for value in parts.values())
 
 
@@ -167,7 +177,8 @@ def test_a_runtime_is_built_as_its_file_says(option: str) -> None:
 
 @pytest.mark.parametrize("option", of("task"))
 def test_a_task_is_built_as_its_file_says(option: str) -> None:
-    assert build_task(composed("task", option)["task"], LABELS).name == option
+    plan = tiny_plan(task=option, boxes=tiny_boxes() if option == "detection" else None)
+    assert build_task(composed("task", option)["task"], plan).name == option
 
 
 def test_the_plan_lists_every_value_that_can_be_set() -> None:

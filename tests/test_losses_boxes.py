@@ -48,7 +48,7 @@ def output_of(grid: AnchorGrid, batch: int = 1, classes: int = 2, seed: int = 0)
     levels = list(zip(grid.per_cell, SHAPES, strict=True))
     return {
         "scores": [torch.randn(batch, n * classes, *s, generator=generator).requires_grad_() for n, s in levels],
-        "deltas": [torch.randn(batch, n * 4, *s, generator=generator).requires_grad_() for n, s in levels],
+        grid.codes: [torch.randn(batch, n * 4, *s, generator=generator).requires_grad_() for n, s in levels],
     }
 
 
@@ -164,18 +164,18 @@ def test_a_perfect_box_costs_nothing(builder: Callable[..., BoxLoss], grid: Anch
     codes[matches >= 0] = grid.encode(boxes[matches[matches >= 0]], places[matches >= 0])
     logits = torch.full((1, len(places), 2), -30.0)
     logits[0, matches >= 0, 1] = 30.0
-    output = {"scores": as_levels(logits, grid), "deltas": as_levels(codes[None], grid)}
+    output = {"scores": as_levels(logits, grid), grid.codes: as_levels(codes[None], grid)}
     terms = builder(smooth_l1_weight=1.0)(output, [Truth(boxes, torch.tensor([1, 1]))], grid)
     assert set(terms) == {"scores", "giou", "smooth_l1"}
     assert all(float(value) == pytest.approx(0, abs=1e-4) for value in terms.values())
-    wrong = {**output, "deltas": [level + 0.5 for level in output["deltas"]]}
+    wrong = {**output, grid.codes: [level + 0.5 for level in output[grid.codes]]}
     terms = builder(smooth_l1_weight=1.0)(wrong, [Truth(boxes, torch.tensor([1, 1]))], grid)
     assert float(terms["giou"]) > 0.05 and float(terms["smooth_l1"]) == pytest.approx(0.5 - 0.05, abs=1e-4)
 
 
 def test_the_focal_loss_by_hand() -> None:
     """One class, p = ½ everywhere: a positive costs ¼·¼·ln 2, a negative ¾·¼·ln 2, divided by the positives."""
-    output = {"scores": [torch.zeros(1, 1, *s) for s in SHAPES], "deltas": [torch.zeros(1, 4, *s) for s in SHAPES]}
+    output = {"scores": [torch.zeros(1, 1, *s) for s in SHAPES], "faces": [torch.zeros(1, 4, *s) for s in SHAPES]}
     boxes = boxes_of([8, 8, 24, 24])
     positives = int((match(FREE, boxes) >= 0).sum())
     found = focal_giou()(output, [Truth(boxes, torch.tensor([0]))], FREE)["scores"]
@@ -188,7 +188,7 @@ def test_hard_negatives_by_hand() -> None:
     """Of p = ½ everywhere, and one negative at 0.9: with a pool of one, the two negatives of a lone positive hold the worst."""
     scores = [torch.zeros(1, 1, *s) for s in SHAPES]
     scores[0][0, 0, 0, 0] = math.log(9)
-    output = {"scores": scores, "deltas": [torch.zeros(1, 4, *s) for s in SHAPES]}
+    output = {"scores": scores, "faces": [torch.zeros(1, 4, *s) for s in SHAPES]}
     loss = hard_negative_giou(sampled=3, positive=1 / 3, pool=1.0)
     found = loss(output, [truth_of([8, 8, 24, 24])], FREE)["scores"]
     assert float(found) == pytest.approx((math.log(2) + math.log(2) - math.log(0.1)) / 3, rel=1e-5)
@@ -203,7 +203,7 @@ def test_quality_asks_for_the_overlap_as_the_score() -> None:
     assert float(worth.min()) > 0.05 and float(worth.max()) < 0.95
     logits = torch.full((1, len(places), 1), -30.0)
     logits[0, matches >= 0, 0] = torch.logit(worth)
-    output = {"scores": as_levels(logits, FREE), "deltas": as_levels(codes, FREE)}
+    output = {"scores": as_levels(logits, FREE), "faces": as_levels(codes, FREE)}
     assert float(quality_giou()(output, [truth_of([8, 8, 24, 24])], FREE)["scores"]) == pytest.approx(0, abs=1e-5)
     higher = {**output, "scores": as_levels(logits + 1, FREE)}
     assert float(quality_giou()(higher, [truth_of([8, 8, 24, 24])], FREE)["scores"]) > 1e-3
@@ -216,7 +216,7 @@ def test_a_batch_without_lesions_teaches_scores_alone(builder: Callable[..., Box
     terms = builder(smooth_l1_weight=1.0)(output, [truth_of(), truth_of()], grid)
     total(terms).backward()
     assert terms["giou"].item() == 0 and terms["smooth_l1"].item() == 0 and terms["scores"].item() > 0
-    assert all(level.grad is not None and float(level.grad.abs().max()) == 0 for level in output["deltas"])
+    assert all(level.grad is not None and float(level.grad.abs().max()) == 0 for level in output[grid.codes])
     assert any(float(level.grad.abs().max()) > 0 for level in output["scores"])
 
 
@@ -226,7 +226,7 @@ def test_one_sample_may_lack_what_another_has(builder: Callable[..., BoxLoss], g
     output = output_of(grid, batch=2)
     total(builder()(output, [truth_of(), truth_of([8, 8, 16, 14], classes=[1])], grid)).backward()
     touched = [
-        float(level.grad[i].abs().max()) > 0 for i in (0, 1) for level in output["deltas"] if level.grad is not None
+        float(level.grad[i].abs().max()) > 0 for i in (0, 1) for level in output[grid.codes] if level.grad is not None
     ]
     assert touched[:2] == [False, False] and any(touched[2:])
 

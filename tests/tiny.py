@@ -13,12 +13,14 @@ from torch import nn
 
 from medseg.model import Model
 from medseg.networks import BUILDERS, build_network
+from medseg.planning.anchors import BoxPlan
 from medseg.planning.plan import Channel, Plan
 from medseg.structures import LabelTable
 from medseg.volume import Geometry, Reorientation
 
 UNET = next(name for name in BUILDERS if name.endswith("plain_unet"))
 POINTWISE = "tests.tiny.pointwise"
+RETINA = next(name for name in BUILDERS if name.endswith("retina_unet"))
 LABELS = LabelTable({1: "liver", 3: "lesion"})
 
 
@@ -45,6 +47,14 @@ def tiny_plan(dimensions: int = 3, **changes: Any) -> Plan:
         "memory_gb": 1.0,
     }
     return Plan(**(values | changes))
+
+
+def tiny_boxes(dimensions: int = 3, **changes: Any) -> BoxPlan:
+    """Anchors of 4 and 6 voxels on the finest level of `tiny_plan`."""
+    size = (4.0,) * dimensions
+    extremes = {name: {"lesion": size} for name in ("smallest", "median", "largest")}
+    values: dict[str, Any] = {"levels": (0,), "anchors": ((size, (6.0,) * dimensions),), "reach": 1.0, **extremes}
+    return BoxPlan(**(values | changes))
 
 
 def pointwise(dimensions: int, in_channels: int, out_channels: int) -> nn.Module:

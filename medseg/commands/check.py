@@ -22,6 +22,9 @@ _HEADINGS = {
     "other_frame_of_reference": "SEG or RTSTRUCT in another frame of reference",
     "several_annotations": "several SEG or RTSTRUCT of one series",
     "ambiguous_label": "labels that may belong to several images",
+    "image_without_annotation": "images that nobody marked",
+    "annotation_without_image": "annotations without image",
+    "ambiguous_annotation": "files of boxes that may belong to several images",
     "missing_channel": "missing channels",
     "missing_file": "missing files",
     "missing_row": "cases without a row in the table",
@@ -38,7 +41,17 @@ _HEADINGS = {
     "non_integer": "labels that are not whole numbers",
     "unknown_label": "labels that nothing names",
     "empty_annotation": "RTSTRUCT without contours",
-    "outside_image": "labels that lie beyond their image",
+    "outside_image": "labels and boxes that lie beyond their image",
+    "not_annotated_boxes": "cases that nobody marked",
+    "malformed_boxes": "boxes that are laid out otherwise",
+    "world_coordinates": "millimetres given as voxels",
+    "zero_area_box": "boxes without extent",
+    "inverted_box": "boxes that end before they begin",
+    "beyond_image": "boxes that reach beyond their image",
+    "box_without_class": "boxes without a class",
+    "unknown_class": "boxes of a class that nothing names",
+    "no_usable_box": "cases of which no box can be used",
+    "boxes_against_mask": "boxes and masks that contradict each other",
     "empty_label": "labels that mark nothing",
     "not_annotated": "series that no SEG or RTSTRUCT refers to",
     "left_out": "left out by select or data.annotation_match",
@@ -52,6 +65,7 @@ def check(
     *,
     dimensions: int | None = None,
     options: Mapping[str, Any] | None = None,
+    instances: bool = False,
     progress: bool = True,
 ) -> list[Fault]:
     """Read the whole data set, log what it holds, and list all of its faults.
@@ -59,6 +73,7 @@ def check(
     Args:
         dimensions: 2 for pictures, 3 for volumes; None for what most cases are.
         options: of the readers, as `medseg.scans.read_volume` takes them.
+        instances: masks number their lesions, all of the one label that there is.
 
     Returns:
         The notes: kinds of faults that stop nobody (`medseg.scans.faults.NOTES`).
@@ -66,7 +81,7 @@ def check(
     Raises:
         MedsegError: there are faults; its message lists all of them, by kind.
     """
-    seen = examine(cohort, options=options, progress=progress)
+    seen = examine(cohort, options=options, instances=instances, progress=progress)
     found = compare(cohort, seen, dimensions, options=options)
     for line in summary(cohort, seen):
         logger.info("%s", line)
@@ -75,8 +90,9 @@ def check(
     for line in by_kind(notes, at_most=10):
         logger.info("note: %s", line)
     if faults:
-        cases = len({fault.case for fault in faults})
-        heading = f"check: {len(faults)} fault(s) in {cases} of {len(cohort.cases)} cases or files"
+        faulty = {fault.case for fault in faults}
+        whole = faulty.union(case.id for case in cohort.cases)
+        heading = f"check: {len(faults)} fault(s) in {len(faulty)} of {len(whole)} cases or files"
         raise all_at_once(f"{heading} (data.skip=[<id>, …] leaves cases out):", by_kind(faults))
     logger.info("no faults")
     return notes
@@ -98,11 +114,17 @@ def summary(cohort: Cohort, seen: Sequence[Seen]) -> list[str]:
     if cohort.labels is not None:
         held: Counter[int] = Counter()
         for entry in seen:
-            held.update(value for value in entry.voxels)
+            held.update({*entry.voxels, *(entry.boxes or ())})
         names = cohort.labels.names.items()
         lines.append("labels: " + ", ".join(f"{value} {name} (in {held[value]} cases)" for value, name in names))
         if cohort.labels.regions:
             lines.append(f"regions: {', '.join(f'{n} {list(v)}' for n, v in cohort.labels.regions.items())}")
+    marked = [sum(entry.boxes.values()) for entry in seen if entry.boxes is not None]
+    if marked:
+        lines.append(
+            f"boxes: {sum(marked)} in {np.count_nonzero(marked)} cases, at most {max(marked)} in one; "
+            f"{marked.count(0)} cases have none"
+        )
     return lines
 
 

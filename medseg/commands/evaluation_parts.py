@@ -87,7 +87,7 @@ def parts_of_model(
 
 
 def parts_of_predictions(cohort: Cohort, split: str, fold: int | None, splits: Path | None) -> list[Part]:
-    """The cases for which a folder must hold masks: all, those of one fold, or the tests of all folds together.
+    """The cases for which a folder must hold masks or boxes: all, those of one fold, or the tests of all folds together.
 
     Raises:
         MedsegError: which cases are meant cannot be known, or the splits are not of these cases.

@@ -10,12 +10,12 @@ from typing import Any
 
 from medseg.errors import MedsegError
 from medseg.files import write_text
-from medseg.networks import divisor_of, resolve_builder
+from medseg.networks import divisor_of, encoder_of
+from medseg.planning.detection import with_boxes
 from medseg.planning.fingerprint import Fingerprint, content_key, fingerprint
 from medseg.planning.plan import Plan
 from medseg.planning.planner import make_plan
-from medseg.planning.topology import Encoder
-from medseg.structures import Cohort
+from medseg.structures import Cohort, LesionRule
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def plan(
     overrides: Mapping[str, Any],
     out: Path,
     network: Mapping[str, Any],
-    task: str = "segmentation",
+    task: Mapping[str, Any] | None = None,
     workers: int = 2,
     trust: Sequence[str] = (),
     progress: bool = True,
@@ -42,49 +42,62 @@ def plan(
         planner: options of `make_plan`, those of ``PLANNER``; ``file`` is a plan to take, edited perhaps, instead of measuring.
         overrides: values of the plan that the user sets.
         network: spec of the builder; its ``divisor`` and ``encoder`` (``plain`` or ``residual``) are obeyed where it has them.
+        task: spec of the task; of a detector also how a mask becomes lesions (``instances``, ``smallest_mm3``).
         trust: foreign builders that the user vouches for.
 
     Raises:
         MedsegError: cases that cannot be read, options that do not exist or contradict each other.
     """
     if cohort.labels is None:
-        raise MedsegError("plan: the data set has no labels; expected a mask for each image (set data.labels)")
+        raise MedsegError("plan: the data set has no labels; expected a mask or boxes for each image (set data.labels)")
+    task = task or {"name": "segmentation"}
+    rule = lesion_rule(task)
     unknown = sorted(set(planner) - set(PLANNER))
     if unknown:
         raise MedsegError(f"plan: the planner has no option {', '.join(unknown)}; it has {', '.join(PLANNER)}")
     path = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
     if planner.get("file") is not None:
-        made = _given(Path(planner["file"]), cohort, overrides)
+        made = _given(Path(planner["file"]), cohort, overrides, str(task["name"]))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, made.to_yaml())
         logger.info("%s", describe(made))
         return made
-    divisor = divisor_of(network, trust)
-    encoder: Encoder = getattr(resolve_builder(network["_target_"], trust), "encoder", "plain")
+    divisor, encoder = divisor_of(network, trust), encoder_of(network, trust)
     path.parent.mkdir(parents=True, exist_ok=True)
-    measured = _fingerprint(
-        cohort, overrides.get("options") or {}, path.with_name("fingerprint.json"), workers, progress
-    )
+    options, kept = overrides.get("options") or {}, path.with_name("fingerprint.json")
+    measured = _fingerprint(cohort, options, kept, lesions=rule, workers=workers, progress=progress)
     chosen = {name: value for name, value in planner.items() if value is not None}
     made = make_plan(
         measured,
         cohort.channels,
         cohort.labels,
-        task=task,
+        task=str(task["name"]),
         divisor=divisor,
         encoder=encoder,
-        overrides=overrides,
+        overrides={name: value for name, value in overrides.items() if name != "boxes"},
         **chosen,
     )
+    if rule is not None:
+        masks = all(case.label is not None and case.boxes is None for case in cohort.cases)
+        made = with_boxes(made, measured, rule, masks=masks, overrides=overrides.get("boxes"))
     write_text(path, made.to_yaml())
     logger.info("%s", describe(made))
     logger.info("the plan is in %s", path)
     return made
 
 
-def _given(file: Path, cohort: Cohort, overrides: Mapping[str, Any]) -> Plan:
+def lesion_rule(task: Mapping[str, Any]) -> LesionRule | None:
+    """How a mask becomes lesions, as a detector's spec says; None for other tasks."""
+    if task["name"] != "detection":
+        return None
+    return LesionRule(bool(task.get("instances", False)), float(task.get("smallest_mm3", 0.0)))
+
+
+def _given(file: Path, cohort: Cohort, overrides: Mapping[str, Any], task: str) -> Plan:
     """A plan that the user brings, with what the command line changes. Raises MedsegError where the data is not its kind."""
     made = Plan.load(file)
+    if made.task != task:
+        raise MedsegError(f"{file}: is a plan for {made.task}, not for {task}. Make one with medseg plan task={task}")
     if made.labels != cohort.labels or len(made.channels) != len(cohort.channels):
         raise MedsegError(
             f"{file}: is a plan for labels {dict(made.labels.names)} and {len(made.channels)} channels; the data set has "
@@ -103,12 +116,18 @@ def describe(made: Plan) -> str:
         f"patch      {_by(made.patch_size)}, {made.batch_size} a batch",
         f"network    {len(made.features)} stages of {', '.join(map(str, made.features))} features, divisor {_by(made.divisor)}",
     ]
+    if made.boxes is not None:
+        anchors = "; ".join(
+            f"level {level}: {', '.join(map(_by, sizes))}"
+            for level, sizes in zip(made.boxes.levels, made.boxes.anchors, strict=True)
+        )
+        lines.append(f"anchors    {anchors}; they reach {made.boxes.reach:.1%} of the lesions")
     return "\n".join([f"plan for {made.task}", *(f"  {line}" for line in lines)])
 
 
-def _fingerprint(cohort: Cohort, options: Mapping[str, Any], path: Path, workers: int, progress: bool) -> Fingerprint:
+def _fingerprint(cohort: Cohort, options: Mapping[str, Any], path: Path, **how: Any) -> Fingerprint:
     """What was measured before, if it was of the same content; else measure and keep it."""
-    key = content_key(cohort, options, workers=workers, progress=progress)
+    key = content_key(cohort, options, **how)
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["key"] == key:
@@ -117,7 +136,7 @@ def _fingerprint(cohort: Cohort, options: Mapping[str, Any], path: Path, workers
         pass
     except (ValueError, KeyError, TypeError, MedsegError):
         logger.info("%s is not readable and is made again", path)
-    measured = fingerprint(cohort, options, workers=workers, progress=progress)
+    measured = fingerprint(cohort, options, **how)
     write_text(path, f'{{"key": "{key}",\n"fingerprint": {measured.to_json()}}}\n')
     return measured
 

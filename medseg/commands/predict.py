@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from medseg.errors import MachineError, MedsegError, SomeFailed, all_at_once
+from medseg.export.boxes import NAME as BOXES
+from medseg.export.boxes import write_boxes
 from medseg.export.case_folder import holds_only_results, remove_remains, whole_folder
 from medseg.export.dicom import DicomExport, ValueMap, export_dicom, probability_maps
 from medseg.export.dicom_source import Algorithm
@@ -26,9 +28,10 @@ from medseg.export.manifest import Manifest, Record, read_manifest, records
 from medseg.export.nifti import write_mask, write_probabilities
 from medseg.export.origin import InputNames, content_key
 from medseg.export.overlay import case_overlay
-from medseg.export.tables import figures, write_predictions
+from medseg.export.tables import COMPONENTS, LESIONS, figures, write_predictions
 from medseg.files import NO_SPACE, full_disk_is_said
 from medseg.inference.ahead import Read, read_ahead, warnings_of_this_thread
+from medseg.inference.boxes import BoxOptions
 from medseg.inference.combine import combine, combined_labels
 from medseg.inference.predictor import Predictor
 from medseg.model import current_versions, load_members
@@ -52,6 +55,7 @@ def predict(
     overlap: float = 0.5,
     mirror: bool = True,
     batch_size: int = 1,
+    boxes: Mapping[str, Any] | None = None,
     save_probabilities: bool = False,
     overlays: bool = True,
     overwrite: bool = False,
@@ -66,12 +70,15 @@ def predict(
 
     Args:
         model: a model, run or experiment folder (folds are an ensemble). Or name → folder, for several models that see
-            the same scans: labels are then called ``<name>/<label>``, the mask is that of `medseg.inference.combine`,
-            and the figures of ``predictions.csv`` are of each model's own mask, before a later one is painted over it.
+            the same scans: labels are then called ``<name>/<label>``, mask and boxes are those of
+            `medseg.inference.combine`, and the figures of ``predictions.csv`` are of each model's own mask, before a later
+            one is painted over it.
         input: a file, a folder, a table, any layout, or a list of these.
         overlap, mirror, batch_size: see `medseg.inference.predictor.predict_grid`.
-        save_probabilities: whether each label's probability is written beside the mask.
-        overlays: whether a picture of three slices is written beside the mask.
+        boxes: values of `medseg.inference.boxes.BoxOptions`: where boxes come from, which of them are findings, and whether
+            the others are written too.
+        save_probabilities: whether each label's probability is written beside the mask. A model that finds boxes has none.
+        overlays: whether a picture of three slices, with outlines and boxes, is written beside the mask and boxes.
         overwrite: whether results in ``output`` are replaced, whatever made them.
         workers: scans that are read ahead while one is predicted, each in memory.
         runtime: options of `medseg.inference.runtime.TorchRuntime`.
@@ -91,18 +98,24 @@ def predict(
     output = Path(output)
     names = InputNames.of(input)
     _check_output(output, names, overwrite)
-    predictors = {
-        str(name): Predictor(
-            load_members(Path(path), trust),
+    box_options = BoxOptions.from_mapping(boxes or {})
+    folders = model if isinstance(model, Mapping) else {"": model}
+    predictors = {}
+    for name, path in folders.items():
+        members = load_members(Path(path), trust)
+        theirs = box_options if len(folders) == 1 else box_options.for_one_of_several(str(members[0].task["name"]))
+        predictors[str(name)] = Predictor(
+            members,
             runtime=runtime,
             overlap=overlap,
             mirror=mirror,
             batch_size=batch_size,
+            boxes=theirs,
             trust=trust,
         )
-        for name, path in (model.items() if isinstance(model, Mapping) else [("", model)])
-    }
     plan = _plan_of_all(predictors)
+    if save_probabilities:
+        _check_probabilities(predictors)
     objects = _objects(export or {}, predictors, plan)
     cases, faults = input_cases(input, plan, select=select)
     if not cases:
@@ -112,11 +125,12 @@ def predict(
     chosen = {
         "overlap": overlap,
         "mirror": mirror,
+        "boxes": asdict(box_options),
         "save_probabilities": save_probabilities,
         "export": dict(export or {}),
     }
     manifest = _manifest(output, predictors, chosen)
-    work = _Work(predictors, output, names, save_probabilities, overlays, objects)
+    work = _Work(predictors, output, names, box_options.all, save_probabilities, overlays, objects)
     unread = _unread(faults, {case.id for case in cases}, names)
     _check_folders({case.id: work.folder(case) for case in cases})
     with full_disk_is_said(output):
@@ -143,6 +157,7 @@ class _Work:
     predictors: Mapping[str, Predictor]
     output: Path
     names: InputNames
+    every_box: bool
     save_probabilities: bool
     overlays: bool
     write_objects: Callable[..., list[str]] | None
@@ -156,7 +171,7 @@ class _Work:
     def is_done(self, case: Case, manifest: Manifest) -> bool:
         """Whether the same files were predicted before and the result is still there."""
         record = manifest.cases.get(case.id)
-        if record is None or record.status != "done" or not any(self.folder(case).glob("mask.*")):
+        if record is None or record.status != "done" or not _is_there(self.folder(case), record):
             return False
         try:
             return record.key == content_key(case)
@@ -210,11 +225,20 @@ class _Work:
                     if self.write_objects is not None:
                         maps.append(probability_maps(*merged, folder=slug(name) if name else ""))
             prediction = predictions[""] if "" in predictions else combine(predictions)
-            write_mask(prediction, folder)
+            if prediction.mask is not None:
+                write_mask(prediction, folder)
+            if prediction.boxes is not None:
+                write_boxes(prediction, folder, every=self.every_box)
             if self.overlays:
                 case_overlay(read.volume, prediction, folder / "overlay.png")
             completed = self.write_objects(prediction, case, folder, maps=chain(*maps)) if self.write_objects else []
         return found, completed
+
+
+def _is_there(folder: Path, record: Record) -> bool:
+    """Whether the mask and the boxes that the figures of a record are made from still lie in the case's folder."""
+    of_mask, of_boxes = (any(name.endswith(end) for name in record.figures) for end in (COMPONENTS, LESIONS))
+    return (any(folder.glob("mask.*")) or not of_mask) and ((folder / BOXES).is_file() or not of_boxes)
 
 
 def _objects(
@@ -231,6 +255,16 @@ def _objects(
         plan_options=plan.options,
         algorithm=Algorithm(f"medseg {plan.task}", version),
     )
+
+
+def _check_probabilities(predictors: Mapping[str, Predictor]) -> None:
+    """Raises MedsegError where a model has no probability of each voxel."""
+    without = [name or "this one" for name, predictor in predictors.items() if predictor.task.name == "detection"]
+    if without:
+        raise MedsegError(
+            f"save_probabilities: expected models that label voxels, found one that finds boxes, which have scores: "
+            f"{', '.join(without)}. Leave it out; boxes.all=true lists the boxes below the working point too"
+        )
 
 
 def _check_dicom(cases: Sequence[Case]) -> None:

@@ -17,19 +17,23 @@ from torch import nn
 from medseg.commands.plan import plan as make_plan
 from medseg.data.augment import Augment, strong
 from medseg.data.dataset import make_loader, stream
+from medseg.data.lesions import preprocess_lesions
 from medseg.data.splits import Split, Splits, obtain_splits
 from medseg.data.store import Store, prepare
 from medseg.errors import MedsegError, SomeFailed
+from medseg.evaluation.detection import DetectedCase
 from medseg.evaluation.postprocess import choose_postprocessing
+from medseg.evaluation.working_point import thresholds_at_rates
+from medseg.inference.components import choose_components
 from medseg.inference.predictor import Predictor
 from medseg.inference.runtime import Precision, fast_bf16, find_device
-from medseg.losses import Loss, dice_ce
 from medseg.model import Model, load_members, save_model
 from medseg.networks import build_network
 from medseg.planning.plan import Plan
-from medseg.scans import read_mask
+from medseg.scans import read_case, read_mask
 from medseg.scans.faults import NOTES, duplicate_groups
-from medseg.structures import Cohort
+from medseg.scans.lesions import read_lesions
+from medseg.structures import Case, Cohort, LesionRule
 from medseg.tasks import build_task
 from medseg.training.fit import Fitted, Loggers, TrainingData, fit
 from medseg.training.module import TrainingModule
@@ -39,6 +43,8 @@ from medseg.training.settings import Optimization, TrainerSettings
 from medseg.training.transfer import transfer
 
 logger = logging.getLogger(__name__)
+FP_PER_SCAN = 1.0
+"""The working point of a detector unless another is asked for: false positives a scan on ``tune``."""
 
 
 def train(
@@ -48,7 +54,7 @@ def train(
     cache_dir: Path,
     network: Mapping[str, Any],
     task: Mapping[str, Any] | None = None,
-    loss: Callable[..., Loss] = dice_ce,
+    loss: Callable[..., Any] | None = None,
     augment: Callable[[Plan], Augment] = strong,
     loader: Callable[..., Any] = stream,
     optim: Mapping[str, Any] | None = None,
@@ -71,7 +77,7 @@ def train(
         cohort: the data set; cases of the fold's ``test`` are never read here beyond the fingerprint.
         run_dir: the run folder. ``cache_dir`` holds preprocessed cases and may be shared by runs.
         network: spec of a builder, ``{"_target_": "medseg.networks.…", **options}``.
-        loss, augment, loader: builders, with their options bound.
+        loss, augment, loader: builders, with their options bound; without ``loss`` the task chooses.
         optim, trainer: values of `Optimization` and `TrainerSettings`.
         planner, overrides: options of the planner; values of the plan that the user sets.
         tune: share of the patients outside ``test`` that checkpoints and post-processing are chosen on.
@@ -90,7 +96,9 @@ def train(
     settings, optimization = TrainerSettings.from_mapping(trainer or {}), Optimization.from_mapping(optim or {})
     task = task or {"name": "segmentation"}
     if cohort.labels is None:
-        raise MedsegError("train: the data set has no labels; expected a mask for each image (set data.labels)")
+        raise MedsegError(
+            "train: the data set has no labels; expected a mask or boxes for each image (set data.labels)"
+        )
     request = config or {"network": dict(network), "task": dict(task), "fold": fold, "folds": folds, "seed": seed}
     run = RunFolder.open(run_dir, request, new=new)
     if run.finished:
@@ -107,7 +115,7 @@ def train(
             overrides=overrides or {},
             out=run.path / "plan.yaml",
             network=network,
-            task=task["name"],
+            task=task,
             trust=trust,
         )
         wanted = [case for case in cohort.cases if case.id in {*split.fit, *split.tune}]
@@ -119,7 +127,7 @@ def train(
         precision = choose_precision(settings, device.type)
         module = TrainingModule(
             _network(network, plan, init, trust),
-            build_task(task, plan.labels, loss(exclusive=plan.labels.exclusive)),
+            build_task(task, plan, loss),
             plan,
             optimization,
             ema=settings.ema,
@@ -159,7 +167,8 @@ def train(
         if fitted.rank:
             return run.model
         model = _model(fitted, plan, task, network, optimization, seed, fold)
-        model = _postprocessed(model, cohort, usable, trust)
+        decide = _with_working_point if task["name"] == "detection" else _postprocessed
+        model = decide(model, cohort, usable, trust)
         save_model(model, run.model)
         logger.info(
             "tune score %.4f at epoch %d of %d; the model is in %s",
@@ -247,7 +256,7 @@ def _model(
 
 def _postprocessed(model: Model, cohort: Cohort, split: Split, trust: Sequence[str]) -> Model:
     """The model with the post-processing that helps on ``tune``, and on nothing else."""
-    predictor = Predictor([model], trust=trust)
+    predictor, labels = Predictor([model], trust=trust), model.plan.labels
     by_id = {case.id: case for case in cohort.cases}
 
     def pairs() -> Any:
@@ -255,10 +264,40 @@ def _postprocessed(model: Model, cohort: Cohort, split: Split, trust: Sequence[s
             prediction = predictor.predict(by_id[name])
             source = by_id[name].label
             if prediction.mask is not None and source is not None:
-                truth, _ = read_mask(source, prediction.geometry, model.plan.labels)
+                truth, _ = read_mask(source, prediction.geometry, labels)
                 yield prediction.mask, truth, prediction.geometry
 
-    return replace(model, postprocessing=choose_postprocessing(pairs(), model.plan.labels))
+    model = replace(model, postprocessing=choose_postprocessing(pairs(), labels))
+    return _with_components(model, predictor, by_id, split) if model.task.get("components") else model
+
+
+def _with_components(model: Model, predictor: Predictor, cases: Mapping[str, Case], split: Split) -> Model:
+    """The model with the way in which components of its mask become boxes, chosen on ``tune``."""
+
+    def examples() -> Any:
+        for name in split.tune:
+            volume = read_case(cases[name], model.plan.options)
+            found = predictor.outcome(volume, name)
+            lesions = read_lesions(cases[name], volume.geometry, model.plan.labels, LesionRule())
+            placed, _ = preprocess_lesions(lesions.boxes, None, found.restoration, model.plan)
+            yield found.merged, placed, found.restoration.geometry
+
+    return replace(model, working_point={"components": choose_components(examples(), model.plan.labels)})
+
+
+def _with_working_point(model: Model, cohort: Cohort, split: Split, trust: Sequence[str]) -> Model:
+    """The model with the scores from which its boxes count, chosen on ``tune`` for each rate of false positives."""
+    predictor = Predictor([model], trust=trust)
+    labels, rule = model.plan.labels, model.plan.boxes.rule if model.plan.boxes else LesionRule()
+    by_id = {case.id: case for case in cohort.cases}
+    found = []
+    for name in split.tune:
+        prediction = predictor.predict(by_id[name])
+        truth = read_lesions(by_id[name], prediction.geometry, labels, rule).boxes
+        if prediction.boxes is not None:
+            found.append(DetectedCase(name, prediction.boxes, truth, prediction.geometry))
+    point = {"fp_per_scan": FP_PER_SCAN, "thresholds": thresholds_at_rates(found, labels)}
+    return replace(model, working_point=point)
 
 
 def seed_torch(seed: int) -> None:

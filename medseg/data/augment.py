@@ -3,7 +3,8 @@
 ``draw`` turns a generator into parameters; ``apply`` turns a source window and parameters into a patch. So any sample
 can be replayed, and only the window that this draw needs is read: most draws move nothing, and then the window *is* the
 patch. Cropping, rotation and scaling are one interpolation: linear for images, nearest neighbour for labels, which are
-never blurred. Nothing here knows cases, stores or workers, and nothing depends on the number of threads.
+never blurred; boxes move as the ellipsoids in them do. Nothing here knows cases, stores or workers, and nothing depends on
+the number of threads.
 """
 
 from __future__ import annotations
@@ -37,11 +38,16 @@ class Augment(Protocol[P]):
     def source_size(self, patch_size: Sequence[int], parameters: P) -> tuple[int, ...]:
         """The window to read for a patch; longer or shorter by an even number, so that both share their centre."""
 
-    def apply(self, image: Array, label: Array, patch_size: Sequence[int], parameters: P) -> tuple[Array, Array]:
+    def apply(
+        self, image: Array, label: Array | None, patch_size: Sequence[int], parameters: P
+    ) -> tuple[Array, Array | None]:
         """Window ``(C, *source)`` float32 and ``(1, *source)`` int16 → patch ``(C, *patch)`` and ``(1, *patch)``.
 
-        The arguments are left as they are.
+        The arguments are left as they are; the label may be missing.
         """
+
+    def move(self, boxes: Array, patch_size: Sequence[int], parameters: P) -> Array:
+        """Boxes ``(N, 2·D)`` in voxel edges of the window → of the patch, beyond which they may reach."""
 
 
 @dataclass(frozen=True)
@@ -198,24 +204,41 @@ class Recipe:
         return tuple(n + 2 * math.ceil((e + 1 - n) / 2 - 1e-6) for n, e in zip(patch, extent, strict=True))
 
     def apply(
-        self, image: Array, label: Array, patch_size: Sequence[int], parameters: Parameters
-    ) -> tuple[Array, Array]:
+        self, image: Array, label: Array | None, patch_size: Sequence[int], parameters: Parameters
+    ) -> tuple[Array, Array | None]:
         patch = tuple(int(n) for n in patch_size)
         expected = self.source_size(patch, parameters)
-        if image.shape[1:] != expected or label.shape[1:] != expected:
+        found = {name: list(a.shape[1:]) for name, a in (("image", image), ("label", label)) if a is not None}
+        if any(size != list(expected) for size in found.values()):
             raise MedsegError(
                 f"augment: expected a window of {list(expected)} voxels for a patch of {list(patch)}, "
-                f"found image {list(image.shape[1:])} and label {list(label.shape[1:])}; ask source_size() for it"
+                f"found {' and '.join(f'{name} {size}' for name, size in found.items())}; ask source_size() for it"
             )
         if parameters.moves:
             matrix = self.matrix(parameters)
             image = _sample(image, patch, matrix, self.plane, "bilinear")
-            label = _sample(label, patch, matrix, self.plane, "nearest")
+            label = None if label is None else _sample(label, patch, matrix, self.plane, "nearest")
         image = _change_intensities(image, parameters, self.plane)
         if parameters.mirrored:
             axes = tuple(axis + 1 for axis in parameters.mirrored)
-            image, label = np.flip(image, axes), np.flip(label, axes)
-        return np.ascontiguousarray(image), np.ascontiguousarray(label)
+            image, label = np.flip(image, axes), None if label is None else np.flip(label, axes)
+        return np.ascontiguousarray(image), None if label is None else np.ascontiguousarray(label)
+
+    def move(self, boxes: Array, patch_size: Sequence[int], parameters: Parameters) -> Array:
+        """A turned box is the smallest box around its turned ellipsoid: a box around turned corners would grow with every
+        turn, although most lesions are round. With M the linear map and h half the lengths, half of the new ones are
+        ``sqrt(Σⱼ (M_ij h_j)²)``."""
+        patch = np.asarray(patch_size, np.float64)
+        low, high = np.split(np.array(boxes, np.float64), 2, axis=1)
+        if parameters.moves:
+            inverse = np.linalg.inv(self.matrix(parameters))
+            source = np.asarray(self.source_size(patch_size, parameters), np.float64)
+            centre = ((low + high - source) / 2) @ inverse.T + patch / 2
+            half = np.sqrt(((high - low) / 2) ** 2 @ (inverse**2).T)
+            low, high = centre - half, centre + half
+        for axis in parameters.mirrored:
+            low[:, axis], high[:, axis] = patch[axis] - high[:, axis], patch[axis] - low[:, axis]
+        return np.concatenate([low, high], axis=1)
 
 
 def none(plan: Plan, **changes: Any) -> Recipe:

@@ -23,7 +23,8 @@ from monai.transforms.transform import Transform
 from tqdm import tqdm
 
 from medseg.data.store import Store, StoredCase
-from medseg.errors import MachineError
+from medseg.errors import MachineError, MedsegError
+from medseg.structures import Boxes
 from medseg.volume import Array
 
 
@@ -43,6 +44,13 @@ class CropSource(Protocol):
     @property
     def locations(self) -> Mapping[str, Array]:
         """Target name → ``(N, D)`` voxel indices that belong to it, a sample of them."""
+
+    @property
+    def lesions(self) -> Boxes | None:
+        """The boxes of a case that was prepared for detection, on the plan's grid."""
+
+    @property
+    def has_label(self) -> bool: ...
 
     def image(self, lower: Sequence[int], upper: Sequence[int]) -> Array:
         """``(C, *(upper − lower))`` float32; 0 beyond the case."""
@@ -172,8 +180,9 @@ class LoadedCase:
 
     id: str
     images: Array
-    labels: Array
+    labels: Array | None
     locations: Mapping[str, Array]
+    lesions: Boxes | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -183,13 +192,19 @@ class LoadedCase:
     def channels(self) -> int:
         return int(self.images.shape[0])
 
+    @property
+    def has_label(self) -> bool:
+        return self.labels is not None
+
     def image(self, lower: Sequence[int], upper: Sequence[int]) -> Array:
         return _window(self.images, lower, upper)
 
     def label(self, lower: Sequence[int], upper: Sequence[int]) -> Array:
+        if self.labels is None:
+            raise MedsegError(f"case {self.id!r}: has no label; name one in the data set")
         return _window(self.labels, lower, upper)
 
-    def whole(self) -> tuple[Array, Array]:
+    def whole(self) -> tuple[Array, Array | None]:
         return self.images, self.labels
 
 
@@ -271,7 +286,7 @@ class _Smart:
 
 
 class _Load(Transform):
-    """MONAI's deterministic part: ``{"id"}`` → ``{"id", "image", "label", "locations"}`` of a whole case."""
+    """MONAI's deterministic part: ``{"id"}`` → ``{"id", "image", "label", "locations", "lesions"}`` of a whole case."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -286,7 +301,8 @@ class _Load(Transform):
         case = self._store.case(data["id"])
         image, label = case.whole()
         locations = {name: np.array(at) for name, at in case.locations.items()}
-        return {"id": case.id, "image": image, "label": label, "locations": locations}
+        lesions = () if case.lesions is None else (case.lesions.boxes, case.lesions.labels)
+        return {"id": case.id, "image": image, "label": label, "locations": locations, "lesions": lesions}
 
 
 def _items(store: Store, ids: Sequence[str]) -> list[dict[str, str]]:
@@ -300,7 +316,14 @@ def _entry_name(item: Mapping[str, str]) -> bytes:
 def _loaded(name: str, item: Mapping[str, Any]) -> LoadedCase:
     """What `_Load` made, in memory or read back as tensors."""
     locations = {target: np.asarray(at) for target, at in item["locations"].items()}
-    return LoadedCase(name, np.asarray(item["image"]), np.asarray(item["label"]), locations)
+    label, lesions = item["label"], item["lesions"]
+    return LoadedCase(
+        name,
+        np.asarray(item["image"]),
+        None if label is None else np.asarray(label),
+        locations,
+        Boxes(*map(np.asarray, lesions)) if lesions else None,
+    )
 
 
 def _window(array: Array, lower: Sequence[int], upper: Sequence[int]) -> Array:

@@ -14,7 +14,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +28,7 @@ from medseg.data.cases import Cases, CasesBuilder, cache, persistent, smart, str
 from medseg.data.store import Store
 from medseg.errors import MedsegError
 from medseg.planning.plan import Plan
+from medseg.volume import Array
 
 __all__ = [
     "CropLoader",
@@ -45,11 +46,15 @@ __all__ = [
 
 
 class Cropper(Protocol):
-    """The one thing of a `Task` that is needed here: where to crop."""
+    """What is needed here of a `Task`: where to crop, and what the loss compares with."""
 
     def crop(
         self, case: Any, patch_size: Sequence[int], foreground: bool, rng: np.random.Generator
     ) -> tuple[int, ...]: ...
+
+    def target(
+        self, case: Any, label: Array | None, patch_size: Sequence[int], placed: Callable[[Array], Array]
+    ) -> dict[str, Any]: ...
 
 
 class Draw(NamedTuple):
@@ -78,7 +83,7 @@ class Crops(Dataset[dict[str, Any]]):
         self.cases, self.task, self.plan, self.augment, self.seed = cases, task, plan, augment, int(seed)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """``image`` (C, *patch) float32, ``label`` (1, *patch) int16, ``case``: the id."""
+        """``image`` (C, *patch) float32, ``case``: the id, and what `Task.target` gives."""
         epoch, index = draw
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch, index))))
         case = self.cases[int(rng.integers(len(self.cases)))]
@@ -90,8 +95,14 @@ class Crops(Dataset[dict[str, Any]]):
         size = self.augment.source_size(patch, parameters)
         first = tuple(at - (s - n) // 2 for at, s, n in zip(lower, size, patch, strict=True))
         last = tuple(at + s for at, s in zip(first, size, strict=True))
-        image, label = self.augment.apply(case.image(first, last), case.label(first, last), patch, parameters)
-        return {"image": torch.from_numpy(image), "label": torch.from_numpy(label), "case": case.id}
+        window = case.label(first, last) if case.has_label else None
+        image, label = self.augment.apply(case.image(first, last), window, patch, parameters)
+
+        def placed(boxes: Array) -> Array:
+            return self.augment.move(boxes - np.tile(first, 2), patch, parameters)
+
+        target = self.task.target(case, label, patch, placed)
+        return {"image": torch.from_numpy(image), "case": case.id, **target}
 
 
 def wants_foreground(index: int, batch_size: int, share: float) -> bool:
@@ -102,6 +113,14 @@ def wants_foreground(index: int, batch_size: int, share: float) -> bool:
     if batch_size == 1:
         return math.floor((index + 1) * share + 1e-9) > math.floor(index * share + 1e-9)
     return index % batch_size >= batch_size - math.ceil(share * batch_size - 1e-9)
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Tensors are stacked; anything else (ids, the lesions of a sample) becomes a list."""
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    return {
+        name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values for name, values in columns.items()
+    }
 
 
 class EpochSampler(Sampler[Draw]):
@@ -176,7 +195,7 @@ def make_loader(
     epoch: int = 0,
     pin_memory: bool = False,
 ) -> CropLoader:
-    """Batches of training crops: ``image`` (B, C, *patch), ``label`` (B, 1, *patch) int16, ``case``: B ids.
+    """Batches of training crops: ``image`` (B, C, *patch), ``case``: B ids, and what the task compares with.
 
     Workers are forked: they share cached cases and start in milliseconds. That is safe as long as they touch neither
     the GPU nor thread pools of their parent, and they do not: torch and blosc2 are set to one thread in each. Outside
@@ -207,6 +226,7 @@ def make_loader(
         batch_size=plan.batch_size // world_size,
         sampler=sampler,
         num_workers=workers,
+        collate_fn=collate,
         pin_memory=pin_memory,
         # Its own generator: each new iterator draws a number, which must not come out of the network's dropout.
         generator=torch.Generator().manual_seed(seed),

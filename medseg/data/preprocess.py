@@ -145,7 +145,7 @@ def preprocess_mask(mask: Array, restoration: Restoration, plan: Plan) -> Array:
             + "; correct the mask, or name the values in data.labels"
         )
     if restoration.shape != labels.shape:
-        labels = _resample_labels(labels, boxes, restoration.shape, plan.label_order)
+        labels = resample_labels(labels, boxes, restoration.shape, plan.label_order)
     return labels[None]
 
 
@@ -386,7 +386,7 @@ def _resample_window(
     return part
 
 
-def _resample_labels(
+def resample_labels(
     labels: Array, boxes: Sequence[Slices | None], shape: tuple[int, ...], order: Sequence[int]
 ) -> Array:
     """``(*S)`` int16 labels → ``shape``: the label with the largest share of each new voxel.

@@ -1,7 +1,8 @@
 """Preprocessed cases on disk, so that reading a patch does not read the volume.
 
 A case is one file: a zip archive, members uncompressed, of two chunked and compressed blosc2 arrays (``image.b2nd``,
-``label.b2nd``), sampled voxels of each target (``locations.npy``) and ``case.json``. Its name is a hash of the content of the
+``label.b2nd``), sampled voxels of each target (``locations.npy``) and ``case.json``. For detection the mask is one of numbered
+lesions, where there is a mask, and ``case.json`` holds their boxes. Its name is a hash of the content of the
 source files and of what the plan says about preprocessing, so that nothing is made twice and nothing stale is read. Nothing
 here knows patches, augmentation or torch, which workers would spend seconds to import.
 """
@@ -30,12 +31,14 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from medseg import scans
+from medseg.data.lesions import preprocess_lesions
 from medseg.data.preprocess import Restoration, preprocess, preprocess_mask
 from medseg.data.workers import work_off
 from medseg.errors import MachineError, MedsegError
 from medseg.files import whole_file
 from medseg.planning.plan import Plan
-from medseg.structures import Case, Fault, LabelTable
+from medseg.scans.lesions import read_lesions
+from medseg.structures import Boxes, Case, Fault, LabelTable
 from medseg.volume import Array
 
 logger = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ class StoredCase:
         offsets: where each member begins in the archive.
         counts: target name → how many sampled voxels there are of it.
         restored: JSON of the `Restoration`.
+        lesions: the boxes of a case that was prepared for detection, on the plan's grid; its label then numbers them from 1.
     """
 
     id: str
@@ -68,6 +72,7 @@ class StoredCase:
     offsets: Mapping[str, int]
     counts: Mapping[str, int]
     restored: str
+    lesions: Boxes | None = None
 
     @classmethod
     def open(cls, id: str, file: Path) -> StoredCase:
@@ -75,7 +80,11 @@ class StoredCase:
         with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             offsets = {info.filename: _begin(stream, info) for info in archive.infolist()}
             known = json.loads(archive.read("case.json"))
-        return cls(id, file, tuple(known["shape"]), known["channels"], offsets, known["counts"], known["restoration"])
+        shape, lesions = tuple(known["shape"]), None
+        if "boxes" in known:
+            edges = np.array(known["boxes"], np.float64).reshape(-1, 2 * len(shape))
+            lesions = Boxes(edges, np.array(known["classes"], np.int64))
+        return cls(id, file, shape, known["channels"], offsets, known["counts"], known["restoration"], lesions)
 
     @property
     def restoration(self) -> Restoration:
@@ -114,10 +123,10 @@ class StoredCase:
             )
         return self._window("label.b2nd", 1, np.int16, lower, upper)
 
-    def whole(self) -> tuple[Array, Array]:
-        """Image ``(C, *S)`` float32 and label ``(1, *S)`` int16."""
+    def whole(self) -> tuple[Array, Array | None]:
+        """Image ``(C, *S)`` float32 and label ``(1, *S)`` int16, None where it has no label."""
         start = (0,) * len(self.shape)
-        return self.image(start, self.shape), self.label(start, self.shape)
+        return self.image(start, self.shape), self.label(start, self.shape) if self.has_label else None
 
     def _window(self, member: str, channels: int, dtype: Any, lower: Sequence[int], upper: Sequence[int]) -> Array:
         stored = _opened(str(self.file), self.offsets[member], os.getpid())
@@ -187,6 +196,8 @@ def entry_key(case: Case, plan: Plan) -> str:
         for path in source.distinct_files:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+    if plan.boxes is not None:
+        digest.update(case.boxes.read_bytes() if isinstance(case.boxes, Path) else repr(case.boxes).encode())
     return digest.hexdigest()[:32]
 
 
@@ -214,7 +225,7 @@ def _prepare_one(case: Case, plan: Plan, folder: Path) -> StoredCase | Fault:
             pass
         except (zipfile.BadZipFile, KeyError, ValueError):
             logger.warning("%s: not whole, made again", target)
-        image, label, restoration = _preprocessed(case, plan)
+        image, label, restoration, lesions = _preprocessed(case, plan)
     except MachineError:
         raise
     except MedsegError as error:
@@ -228,21 +239,29 @@ def _prepare_one(case: Case, plan: Plan, folder: Path) -> StoredCase | Fault:
     except Exception as error:
         error.add_note(f"while preprocessing case {case.id!r}")
         raise
-    _write(target, image, label, restoration, plan)
+    _write(target, image, label, restoration, lesions, plan)
     return StoredCase.open(case.id, target)
 
 
-def _preprocessed(case: Case, plan: Plan) -> tuple[Array, Array | None, Restoration]:
+def _preprocessed(case: Case, plan: Plan) -> tuple[Array, Array | None, Restoration, Boxes | None]:
     volume = scans.read_case(case, plan.options)
     image, restoration = preprocess(volume, plan)
+    if plan.boxes is not None:
+        found = read_lesions(case, volume.geometry, plan.labels, plan.boxes.rule)
+        for fault in found.faults:
+            logger.warning("%s", fault)
+        boxes, numbered = preprocess_lesions(found.boxes, found.numbered, restoration, plan)
+        return image, numbered, restoration, boxes
     if case.label is None:
-        return image, None, restoration
+        return image, None, restoration, None
     mask, _ = scans.read_mask(case.label, volume.geometry, plan.labels)
-    return image, preprocess_mask(mask, restoration, plan), restoration
+    return image, preprocess_mask(mask, restoration, plan), restoration, None
 
 
-def _write(target: Path, image: Array, label: Array | None, restoration: Restoration, plan: Plan) -> None:
-    locations = {} if label is None else _sample(label[0], plan.labels)
+def _write(
+    target: Path, image: Array, label: Array | None, restoration: Restoration, lesions: Boxes | None, plan: Plan
+) -> None:
+    locations = {} if label is None or lesions is not None else _sample(label[0], plan.labels)
     known = {
         "format": FORMAT,
         "shape": image.shape[1:],
@@ -250,6 +269,8 @@ def _write(target: Path, image: Array, label: Array | None, restoration: Restora
         "counts": {name: len(rows) for name, rows in locations.items()},
         "restoration": restoration.to_json(),
     }
+    if lesions is not None:
+        known |= {"boxes": lesions.boxes.tolist(), "classes": lesions.labels.tolist()}
     rows = io.BytesIO()
     np.save(rows, np.concatenate([np.zeros((0, image.ndim - 1), np.int32), *locations.values()]))
     members = {

@@ -21,6 +21,7 @@ def draw_froc(
     path: Path,
     *,
     summary: Summary | None = None,
+    beside: Mapping[str, Mapping[str, Curve]] | None = None,
     iou: float | None = None,
     title: str = "",
 ) -> None:
@@ -29,6 +30,7 @@ def draw_froc(
     Args:
         curves: name (of a label or a detector) → curve.
         summary: where given, the intervals of the labels of the same names are drawn at the seven rates.
+        beside: another detector → its curves of the same names, drawn dashed in their colours.
         iou: overlap from which a lesion is found, for the axis.
 
     Raises:
@@ -46,6 +48,10 @@ def draw_froc(
                 spread = rate * 2 ** (0.06 * (at - (len(curves) - 1) / 2))
                 axes.plot([spread, spread], [entry["low"], entry["high"]], color=f"C{at % 10}", alpha=0.5)
                 axes.plot(spread, entry["value"], "o", ms=4, color=f"C{at % 10}")
+        for other, theirs in (beside or {}).items():
+            if name in theirs:
+                steps = (theirs[name].fp_per_scan, theirs[name].sensitivity)
+                axes.step(*steps, "--", where="post", color=f"C{at % 10}", lw=1, label=f"{name}: {other}")
     axes.set_xscale("log", base=2)
     axes.set_xlim(FROC_RATES[0] / 1.2, FROC_RATES[-1] * 1.2)
     axes.set_xticks(FROC_RATES, ["1/8", "1/4", "1/2", *(f"{rate:g}" for rate in FROC_RATES[3:])])

@@ -76,14 +76,18 @@ def detection_metrics(
     """
     check_label_names(list(labels.names.values()))
     scores = score_labels(cases, labels, iou=iou, size_edges=size_edges)
-    curves = {
+    summary = _summarise(scores, [case.patient for case in cases], samples, level, seed)
+    return Detection(tuple(_scored(case, i, scores) for i, case in enumerate(cases)), summary, curves_of(scores))
+
+
+def curves_of(scores: Sequence[LabelScore]) -> dict[str, Curve]:
+    """The curve of each label at the overlap of FROC."""
+    return {
         score.name: Curve(
             *score.ranking.froc(score.FROC, score.ranking.every_case_once), *score.ranking.precision_recall(score.FROC)
         )
         for score in scores
     }
-    summary = _summarise(scores, [case.patient for case in cases], samples, level, seed)
-    return Detection(tuple(_scored(case, i, scores) for i, case in enumerate(cases)), summary, curves)
 
 
 def write_detection(folder: Path, detection: Detection) -> None:
@@ -91,30 +95,6 @@ def write_detection(folder: Path, detection: Detection) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "cases.csv", cases_csv(detection.cases))
     write_text(folder / "summary.json", json.dumps(detection.summary, indent=1, ensure_ascii=False) + "\n")
-
-
-def format_detection(summary: Summary) -> str:
-    """A few lines to read: a row a label with AP, CPM and the sensitivity at one false positive a scan; ``–`` is blank."""
-    wanted = {
-        "AP@0.1": "ap_10",
-        "AP@0.5": "ap_50",
-        "COCO AP": "ap_coco",
-        "CPM": "cpm",
-        "at 1 FP": "sensitivity_at_1_fp",
-    }
-    lines = [["label", *wanted, "lesions", "scans"]]
-    for label, lesions in summary["sensitivity"].items():
-        figures = [_figure(summary[metric][label]) for metric in wanted.values()]
-        lines.append([label, *figures, str(lesions["n"]), str(lesions["n_cases"])])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def _figure(entry: Mapping[str, Any]) -> str:
-    if entry["value"] is None:
-        return "–"
-    interval = f" [{entry['low']:.2f}–{entry['high']:.2f}]" if entry["low"] is not None else ""
-    return f"{entry['value']:.3f}{interval}"
 
 
 def _scored(case: DetectedCase, at: int, scores: Sequence[LabelScore]) -> ScoredCase:

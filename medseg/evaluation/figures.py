@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from medseg.errors import MedsegError
 from medseg.evaluation.lesions import bounding_box
 from medseg.evaluation.summary import ScoredCase
 from medseg.files import whole_file
-from medseg.volume import Array, Geometry, reorientation_to
+from medseg.scans.box_frames import moved
+from medseg.volume import Array, Geometry, Reorientation, reorientation_to
 
 _TRUTH, _PREDICTED = "#17becf", "#ff7f0e"
 
 
+def _no_boxes() -> Array:
+    return np.zeros((0, 4))
+
+
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A slice to draw: ``image`` (I, J) of any range, masks (I, J) of labels, the spacing of both axes, and a title.
+    """A slice to draw: ``image`` (I, J) of any range, truth and prediction, the spacing of both axes, and a title.
 
-    The first axis is drawn to the right, the second upwards where ``upwards`` (slices of volumes), else down (pictures).
+    Truth and prediction are masks (I, J) of labels, boxes (N, 4) in edges of the slice, or both. The first axis is drawn to the
+    right, the second upwards where ``upwards`` (slices of volumes), else down (pictures).
     """
 
     title: str
@@ -32,6 +39,8 @@ class Overlay:
     predicted: Array
     spacing: tuple[float, float]
     upwards: bool = False
+    true_boxes: Array = field(default_factory=_no_boxes)
+    found_boxes: Array = field(default_factory=_no_boxes)
 
     @classmethod
     def of(cls, title: str, image: Array, truth: Array, predicted: Array, geometry: Geometry) -> Overlay:
@@ -42,22 +51,65 @@ class Overlay:
         """
         spacing, volume = geometry.spacing, image.ndim == 3
         if volume:
-            turn = reorientation_to(geometry, "LAS")
-            spacing = turn.apply_to_geometry(geometry).spacing
+            turn, axis, spacing = _view(geometry)
             image, truth, predicted = (turn.apply(array) for array in (image, truth, predicted))
-            axis = 2 - int(np.argmax(spacing[::-1]))
             others = tuple(a for a in range(3) if a != axis)
             at = int(np.argmax(((truth > 0) | (predicted > 0)).sum(axis=others)))
             image, truth, predicted = (np.take(array, at, axis=axis) for array in (image, truth, predicted))
-            spacing = tuple(spacing[a] for a in others)
-        window = bounding_box((truth > 0) | (predicted > 0)) or (slice(0, None), slice(0, None))
-        cut = []
-        for part, length in zip(window, image.shape, strict=True):
-            margin = max(10, (part.stop or length) - part.start)
-            cut.append(slice(max(0, part.start - margin), (part.stop or length) + margin))
-        at_cut = tuple(cut)
-        small = image[at_cut].astype(np.float32)
-        return cls(title, small, truth[at_cut].copy(), predicted[at_cut].copy(), (spacing[0], spacing[1]), volume)
+        cut = _with_margin(bounding_box((truth > 0) | (predicted > 0)), image.shape)
+        small = image[cut].astype(np.float32)
+        return cls(title, small, truth[cut].copy(), predicted[cut].copy(), (spacing[0], spacing[1]), volume)
+
+    @classmethod
+    def of_boxes(cls, title: str, image: Array, true: Array, found: Array, geometry: Geometry) -> Overlay:
+        """The slice of an image ``(*S)`` that most of the ``true`` boxes (N, 2·D) cross, then most of the ``found`` ones.
+
+        Boxes that do not cross it are not drawn. Turned and cut as by `of`.
+        """
+        spacing, volume = geometry.spacing, image.ndim == 3
+        if volume:
+            turn, axis, spacing = _view(geometry)
+            turned = turn.apply_to_geometry(geometry)
+            image, true, found = turn.apply(image), moved(true, geometry, turned), moved(found, geometry, turned)
+            count = [_crossing(boxes, axis, image.shape[axis]) for boxes in (true, found)]
+            at = int(np.argmax(count[0].sum(axis=0) * (len(found) + 1) + count[1].sum(axis=0)))
+            plane = [a for a in range(6) if a % 3 != axis]
+            true, found = true[count[0][:, at]][:, plane], found[count[1][:, at]][:, plane]
+            image = np.take(image, at, axis=axis)
+        shown = np.concatenate([true, found])
+        low, high = np.floor(shown[:, :2]).astype(int), np.ceil(shown[:, 2:]).astype(int)
+        window = (
+            tuple(slice(int(a), int(b)) for a, b in zip(low.min(0), high.max(0), strict=True)) if len(shown) else None
+        )
+        cut = _with_margin(window, image.shape)
+        start = np.tile([part.start for part in cut], 2)
+        small = image[cut].astype(np.float32)
+        nothing = np.zeros(small.shape, np.uint8)
+        edges = (spacing[0], spacing[1])
+        return cls(title, small, nothing, nothing, edges, volume, true - start, found - start)
+
+
+def _view(geometry: Geometry) -> tuple[Reorientation, int, tuple[float, ...]]:
+    """How a volume is turned to be looked at, the axis (of the turned one) that slices lie across, and their spacing."""
+    turn = reorientation_to(geometry, "LAS")
+    spacing = turn.apply_to_geometry(geometry).spacing
+    axis = 2 - int(np.argmax(spacing[::-1]))
+    return turn, axis, tuple(spacing[a] for a in range(3) if a != axis)
+
+
+def _with_margin(window: tuple[slice, ...] | None, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """A window of a slice with as much around it, ten pixels at least; the whole slice where there is none."""
+    cut = []
+    for part in window or [slice(0, length) for length in shape]:
+        margin = max(10, part.stop - part.start)
+        cut.append(slice(max(0, part.start - margin), part.stop + margin))
+    return tuple(cut)
+
+
+def _crossing(boxes: Array, axis: int, length: int) -> Array:
+    """``(N, length)`` whether each box (N, 6) holds a part of each slice across ``axis``."""
+    slices = np.arange(length)
+    return (boxes[:, axis, None] < slices + 1) & (boxes[:, axis + 3, None] > slices)
 
 
 def draw_metric(cases: Sequence[ScoredCase], path: Path, *, metric: str = "dice", title: str = "") -> None:
@@ -87,7 +139,7 @@ def draw_metric(cases: Sequence[ScoredCase], path: Path, *, metric: str = "dice"
 
 
 def draw_overlays(overlays: Sequence[Overlay], path: Path, *, title: str = "") -> None:
-    """Slices with the outlines of every label in truth and prediction.
+    """Slices with the outlines of every label, and the boxes, in truth and prediction.
 
     Raises:
         MedsegError: there is nothing to draw.
@@ -107,6 +159,10 @@ def draw_overlays(overlays: Sequence[Overlay], path: Path, *, title: str = "") -
         for mask, colour in ((overlay.truth, _TRUTH), (overlay.predicted, _PREDICTED)):
             for label in np.unique(mask[mask > 0]) if min(mask.shape) > 1 else ():
                 axes.contour((mask == label).T.astype(float), levels=[0.5], colors=[colour], linewidths=1.2)
+        for boxes, colour in ((overlay.true_boxes, _TRUTH), (overlay.found_boxes, _PREDICTED)):
+            for i0, j0, i1, j1 in boxes:  # edges; imshow counts from the centre of the first pixel
+                corner = (i0 - 0.5, j0 - 0.5)
+                axes.add_patch(Rectangle(corner, i1 - i0, j1 - j0, fill=False, edgecolor=colour, linewidth=1.2))
         axes.set_title(overlay.title, fontsize=8, parse_math=False)
         axes.set_axis_off()
     figure.suptitle(f"{title}\ntruth: blue, prediction: orange".strip(), fontsize=9)

@@ -24,6 +24,10 @@ class MaskFolder:
             found = "a file" if self.path.exists() else "nothing"
             raise MedsegError(f"predictions {path}: expected a folder of masks, found {found}")
 
+    def holds(self, case: str) -> bool:
+        """Whether there is a mask of ``case`` that can be read."""
+        return any((self.path / case_id(case)).glob("mask.*")) or case in self._plain
+
     def source(self, case: str) -> Source:
         """The mask of ``case``.
 

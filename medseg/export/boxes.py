@@ -6,15 +6,17 @@ The reader, which takes such a file as a label too, is `medseg.scans.box_json`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medseg.errors import MedsegError
+from medseg.export.lesions import by_id
 from medseg.files import write_text
 from medseg.scans.box_frames import world_boxes
-from medseg.structures import Boxes, LabelTable
+from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Array, Geometry
 
 NAME = "boxes.json"
@@ -22,14 +24,34 @@ _DECIMALS = 4
 """Of edges: a ten-thousandth of a voxel or millimetre is below what any scan resolves."""
 
 
-def write_boxes_json(boxes: Boxes, geometry: Geometry, table: LabelTable, path: Path) -> Path:
+def write_boxes(prediction: Prediction, folder: Path, *, every: bool = False) -> Path:
+    """``boxes.json`` of the findings or, with ``every``, of all candidates; returns the path.
+
+    Raises:
+        MedsegError: the prediction holds no boxes, or as `write_boxes_json`.
+    """
+    boxes = prediction.boxes if every else prediction.findings
+    if boxes is None:
+        raise MedsegError(f"case {prediction.case!r}: the prediction holds no boxes to write")
+    table, grid = prediction.labels, prediction.geometry
+    return write_boxes_json(boxes, grid, table, folder / NAME, thresholds=prediction.thresholds)
+
+
+def write_boxes_json(
+    boxes: Boxes, geometry: Geometry, table: LabelTable, path: Path, *, thresholds: Mapping[str, float] | None = None
+) -> Path:
     """Write boxes by falling score, those without score by falling size, their ids running from 1; returns the path.
 
     Of a volume each has ``box_vox``, half-open voxel edges of ``geometry``, and ``box_mm``, the smallest world-aligned box
     (RAS+) around its corners; of a picture ``box_px``, ``[x0, y0, x1, y1]``. ``score`` is null where there is none.
 
+    Args:
+        thresholds: label → score from which a box is a finding, stated as ``working_point``. Boxes below it come behind all
+            others, so that findings bear the same ids whether or not anything else is listed.
+
     Raises:
-        MedsegError: the boxes do not fit the grid, a label is not in the table, or an edge or score is no finite number.
+        MedsegError: the boxes do not fit the grid, a label is not in the table, or an edge, score or threshold is no finite
+            number.
     """
     dimensions = geometry.dimensions
     if boxes.boxes.shape[1] != 2 * dimensions:
@@ -39,15 +61,17 @@ def write_boxes_json(boxes: Boxes, geometry: Geometry, table: LabelTable, path: 
     unknown = sorted({int(value) for value in boxes.labels} - set(table.names))
     if unknown:
         raise MedsegError(f"{path}: boxes of the labels {unknown}, which nothing names; known are {dict(table.names)}")
+    least = {name: float(score) for name, score in (thresholds or {}).items()}
+    scores = np.zeros(0) if boxes.scores is None else boxes.scores
+    if not all(np.isfinite(values).all() for values in (boxes.boxes, scores, np.array(list(least.values())))):
+        raise MedsegError(f"{path}: expected finite edges, scores and thresholds, found NaN or infinite ones")
+    boxes = _findings_first(by_id(boxes), table, least)
     edges = np.asarray(boxes.boxes, np.float64)
-    scores = None if boxes.scores is None else np.asarray(boxes.scores, np.float64)
-    if not np.isfinite(edges).all() or (scores is not None and not np.isfinite(scores).all()):
-        raise MedsegError(f"{path}: expected finite edges and scores, found NaN or infinite ones")
     world = world_boxes(edges, geometry)
     listed = []
-    for number, n in enumerate(_order(edges, scores), 1):
-        entry: dict[str, Any] = {"id": number, "label": table.names[int(boxes.labels[n])]}
-        entry["score"] = None if scores is None else float(scores[n])
+    for n, value in enumerate(boxes.labels):
+        entry: dict[str, Any] = {"id": n + 1, "label": table.names[int(value)]}
+        entry["score"] = None if boxes.scores is None else float(boxes.scores[n])
         if dimensions == 3:
             entry |= {"box_vox": _rounded(edges[n]), "box_mm": _rounded(world[n])}
         else:
@@ -56,24 +80,25 @@ def write_boxes_json(boxes: Boxes, geometry: Geometry, table: LabelTable, path: 
     grid: dict[str, Any] = {"shape": list(geometry.shape)}
     if dimensions == 3:
         grid = {"frame": "RAS+", **grid, "affine": geometry.affine.tolist()}
-    write_text(path, _laid_out(grid, listed))
+    write_text(path, _laid_out({**grid, "working_point": least} if least else grid, listed))
     return path
 
 
-def _order(edges: Array, scores: Array | None) -> Array:
-    """Positions by falling score, then by falling size, then as they came."""
-    dimensions = edges.shape[1] // 2
-    size = np.prod(edges[:, dimensions:] - edges[:, :dimensions], axis=1)
-    return np.lexsort((-size, -scores) if scores is not None else (-size,))
+def _findings_first(boxes: Boxes, table: LabelTable, least: Mapping[str, float]) -> Boxes:
+    """The same order otherwise."""
+    if boxes.scores is None or not least:
+        return boxes
+    below = boxes.scores < [least.get(table.names[int(value)], 0.0) for value in boxes.labels]
+    return boxes.chosen(np.argsort(below, kind="stable"))
 
 
 def _rounded(values: Array) -> list[float]:
     return [float(value) for value in np.round(values, _DECIMALS) + 0.0]  # without -0.0
 
 
-def _laid_out(grid: dict[str, Any], listed: list[dict[str, Any]]) -> str:
+def _laid_out(head: dict[str, Any], listed: list[dict[str, Any]]) -> str:
     """JSON with a line a box, which people can read."""
-    head = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in grid.items())
+    lead = "".join(f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)},\n" for key, value in head.items())
     lines = ",\n".join(f"    {json.dumps(entry, ensure_ascii=False, allow_nan=False)}" for entry in listed)
     body = f"[\n{lines}\n  ]" if lines else "[]"
-    return f'{{\n{head}  "boxes": {body}\n}}\n'
+    return f'{{\n{lead}  "boxes": {body}\n}}\n'

@@ -13,7 +13,7 @@ from pathlib import Path
 
 _NEW, _OLD = ".part-", ".old-"
 _RESULTS = (
-    *("mask.nii.gz", "mask.png", "overlay.png", "probability_*.nii.gz", "probability_*.png"),
+    *("mask.nii.gz", "mask.png", "boxes.json", "overlay.png", "probability_*.nii.gz", "probability_*.png"),
     *("seg.dcm", "rtstruct.dcm", "sr.dcm", "probability_*.dcm"),
 )
 

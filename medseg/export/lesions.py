@@ -1,14 +1,15 @@
 """What counts as one lesion of a prediction, and how large each is: one list, with the same ids in every file and report.
 
-A lesion is a box, or a component (26 neighbours, 8 in a picture) of a label that names something abnormal. Where a model
-gives both, the voxels inside a box that bear its label are the box's, and a component that no box of its label touches is a
-lesion by itself. Ids run from 1 by falling score; what has no score comes behind, by falling size. Which labels name
-something abnormal is said by the caller.
+Where a model answers with boxes, its findings are the lesions, and nothing else is: a component of its mask that no finding
+holds is one that the working point turned down. The voxels of its label inside a finding say how large that is. Of a label
+that no model answers with boxes, a lesion is a component (26 neighbours, 8 in a picture), if the label names something
+abnormal; which ones do is said by the caller. Ids run from 1: findings by falling score, as in ``boxes.json``, then
+components by falling size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +17,8 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
-from medseg.evaluation.lesions import bounding_box, component_sizes, components
-from medseg.structures import Prediction
+from medseg.evaluation.lesions import bounding_box, components
+from medseg.structures import Boxes, Prediction
 from medseg.volume import Array
 
 
@@ -33,6 +34,7 @@ class Lesion:
             of its voxels, or, of a box without voxels, its longer side.
         score: None where the model gives none.
         size: mm³ of its voxels (mm² of a picture, px); None for a box without voxels.
+        is_box: whether it is a box of the model's, rather than a component of its mask.
     """
 
     id: int
@@ -41,14 +43,32 @@ class Lesion:
     diameter: float
     score: float | None = None
     size: float | None = None
+    is_box: bool = False
 
 
 def lesions_of(prediction: Prediction, lesion_labels: Collection[str]) -> list[Lesion]:
-    """The lesions of a prediction by id: all its boxes, and the components of ``lesion_labels`` (names of labels or regions)."""
-    found = [*_of_boxes(prediction), *(one for name in lesion_labels for one in _of_mask(prediction, name))]
-    volumes = [one.size or _volume(one.box_vox) * prediction.geometry.voxel_volume for one in found]
-    order = sorted(range(len(found)), key=lambda n: (found[n].score is None, -(found[n].score or 0.0), -volumes[n]))
-    return [replace(found[n], id=number) for number, n in enumerate(order, 1)]
+    """The lesions of a prediction by id: its findings, and the components of ``lesion_labels`` (names of labels or regions)
+    that it does not answer with boxes."""
+    boxed = boxed_labels(prediction)
+    parts = [one for name in lesion_labels if name not in boxed for one in _of_mask(prediction, name)]
+    parts.sort(key=lambda one: -(one.size or 0.0))
+    return [replace(one, id=number) for number, one in enumerate([*_of_boxes(prediction), *parts], 1)]
+
+
+def by_id(boxes: Boxes) -> Boxes:
+    """Boxes in the order of their ids: by falling score, then by falling size, then as they came."""
+    half = boxes.boxes.shape[1] // 2
+    size = np.prod(boxes.boxes[:, half:] - boxes.boxes[:, :half], axis=1)
+    return boxes.chosen(np.lexsort((-size,) if boxes.scores is None else (-size, -boxes.scores)))
+
+
+def boxed_labels(prediction: Prediction) -> set[str]:
+    """Labels that the prediction answers with boxes, whether or not it holds one: those that have a working point (all where
+    none is set, as in a prediction of one model), and those of any candidate."""
+    if prediction.boxes is None:
+        return set()
+    names = prediction.labels.names
+    return {*(prediction.thresholds or names.values()), *(names[int(value)] for value in prediction.boxes.labels)}
 
 
 def longest_diameter(region: Array, spacing: tuple[float, ...]) -> float:
@@ -68,17 +88,15 @@ def longest_diameter(region: Array, spacing: tuple[float, ...]) -> float:
 
 
 def _of_boxes(prediction: Prediction) -> Iterator[Lesion]:
-    """A lesion a box, not numbered yet."""
-    boxes = prediction.boxes
-    if boxes is None:
+    """A lesion a finding by falling score, not numbered yet."""
+    if prediction.findings is None:
         return
-    spacing = prediction.geometry.spacing
-    for number, (box, value) in enumerate(zip(boxes.boxes, boxes.labels, strict=True)):
-        name = prediction.labels.names.get(int(value), str(value))
-        box = np.asarray(box, np.float64)
-        one = Lesion(0, name, box, float(max(_sides(box)[:2] * spacing[:2])))
-        if boxes.scores is not None:
-            one = replace(one, score=float(boxes.scores[number]))
+    boxes, spacing = by_id(prediction.findings), prediction.geometry.spacing
+    for number, (edges, value) in enumerate(zip(boxes.boxes, boxes.labels, strict=True)):
+        box = np.asarray(edges, np.float64)
+        score = None if boxes.scores is None else float(boxes.scores[number])
+        diameter = float(max(_sides(box)[:2] * spacing[:2]))
+        one = Lesion(0, prediction.labels.names[int(value)], box, diameter, score, is_box=True)
         if prediction.mask is not None:
             region = prediction.mask[_window(box, prediction.mask.shape)] == value
             if region.any():
@@ -88,7 +106,7 @@ def _of_boxes(prediction: Prediction) -> Iterator[Lesion]:
 
 
 def _of_mask(prediction: Prediction, name: str) -> Iterator[Lesion]:
-    """A lesion a component of a label that no box of this label touches, not numbered yet."""
+    """A lesion a component of a label, not numbered yet."""
     mask, values = prediction.mask, prediction.labels.targets.get(name)
     if mask is None or values is None:
         return
@@ -96,26 +114,13 @@ def _of_mask(prediction: Prediction, name: str) -> Iterator[Lesion]:
     window = bounding_box(region)
     if window is None:
         return
-    labelled, count = components(region[window])
+    labelled, _ = components(region[window])
     corner = np.array([part.start for part in window])
-    taken = _taken(prediction, values, labelled, corner)
-    sizes = component_sizes(labelled, count)
     for number, part in enumerate(ndimage.find_objects(labelled), 1):
-        if number in taken or not sizes[number - 1]:
-            continue
         low, high = ([getattr(side, end) for side in part] for end in ("start", "stop"))
         box = np.concatenate([corner + low, corner + high]).astype(np.float64)
         diameter, size = _measured(labelled[part] == number, prediction)
         yield Lesion(0, name, box, diameter, size=size)
-
-
-def _taken(prediction: Prediction, values: Sequence[int], labelled: Array, corner: Array) -> set[int]:
-    """Components that belong to boxes; ``corner`` is where ``labelled`` begins on the grid."""
-    boxes = prediction.boxes
-    if boxes is None:
-        return set()
-    shifted = (np.asarray(box, np.float64) - np.tile(corner, 2) for box in boxes.boxes[np.isin(boxes.labels, values)])
-    return {int(one) for box in shifted for one in np.unique(labelled[_window(box, labelled.shape)])}
 
 
 def _measured(region: Array, prediction: Prediction) -> tuple[float, float]:
@@ -134,7 +139,3 @@ def _window(box: Array, shape: tuple[int, ...]) -> tuple[slice, ...]:
 def _sides(box: Array) -> Array:
     """How many voxels a box is wide along each axis."""
     return np.asarray(box[len(box) // 2 :] - box[: len(box) // 2])
-
-
-def _volume(box: Array) -> float:
-    return float(np.prod(_sides(box)))

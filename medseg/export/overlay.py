@@ -1,113 +1,219 @@
-"""Pictures for people: three slices of a scan with the outlines of its mask, or several cases beside their true labels.
+"""Pictures for people: three slices of a scan with the outlines of its mask and the boxes found in it, or several cases beside
+what is true of them.
 
-Slices go through where most is labelled and are shown as a radiologist expects them: the patient's right on the left,
-anterior and superior up. Nothing here is meant for measuring.
+Slices go through where most is labelled, without a mask through the surest finding, and are shown as a radiologist expects
+them: the patient's right on the left, anterior and superior up. Nothing here is meant for measuring.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from medseg.export.lesions import by_id
 from medseg.files import whole_file
-from medseg.structures import LabelTable, Prediction
+from medseg.scans.box_frames import moved
+from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Array, Volume, reorientation_to
 
+Sample = tuple[Array, Array | Boxes, Array | Boxes]
+"""An image ``(C, *S)``, what is true of it and what was predicted: masks ``(*S)``, or boxes in its voxel edges."""
 TILE_PX = 256
-"""Edge of the square into which a slice is fitted."""
+"""Edge of the square into which a slice is fitted; a picture has twice as much."""
 COLOURS = (
     (230, 60, 60), (60, 190, 90), (70, 130, 240), (245, 190, 40), (200, 90, 220), (60, 200, 210),
     (250, 130, 50), (150, 210, 60), (240, 130, 180), (140, 110, 230), (190, 150, 110), (120, 190, 250),
 )  # fmt: skip
 _LEGEND_PX = 18
+_TEXT_PX = 11
+_DASH_PX = 3
 
 
 def case_overlay(volume: Volume, prediction: Prediction, path: Path) -> Path:
-    """Draw a prediction over its scan: one row of slices (a picture: one tile), every label outlined; returns the path.
+    """Draw a prediction over its scan: one row of slices (a picture: one tile), every label outlined and every finding framed,
+    with its id and score; returns the path.
 
     Raises:
         OSError: the file cannot be written.
     """
-    data, mask, spacing = volume.data, prediction.mask, volume.geometry.spacing
-    if mask is None:
-        mask = np.zeros(volume.geometry.shape, np.uint8)
-    if volume.geometry.dimensions == 3:
-        turn = reorientation_to(volume.geometry, "RAS")
-        data, mask = turn.apply(data), turn.apply(mask)
-        spacing = tuple(spacing[axis] for axis in turn.order)
-    return _save([_row(data, mask, None, spacing, prediction.labels)], prediction.labels, path)
+    data, grid, mask, boxes = volume.data, volume.geometry, prediction.mask, prediction.findings
+    if grid.dimensions == 3:
+        turn = reorientation_to(grid, "RAS")
+        stored, grid = grid, turn.apply_to_geometry(grid)
+        data = turn.apply(data)
+        mask = None if mask is None else turn.apply(mask)
+        boxes = None if boxes is None else replace(boxes, boxes=moved(boxes.boxes, stored, grid))
+    return _save([_row(data, _marks(mask, boxes), _Marks(), grid.spacing, prediction.labels)], prediction.labels, path)
 
 
 def grid_overlay(
-    samples: Sequence[tuple[Array, Array, Array]],
+    samples: Sequence[Sample],
     labels: LabelTable,
     path: Path,
     spacing: Sequence[float] | None = None,
 ) -> Path:
-    """Draw cases on the plan's grid, a row each: the truth filled faintly, the prediction outlined; returns the path.
+    """Draw cases on the plan's grid, a row each; returns the path.
+
+    The truth is filled faintly and the prediction outlined; true boxes are dashed and predicted ones framed.
 
     Args:
-        samples: ``(image (C, *S), label (*S), predicted (*S))``; axes of a volume run along RAS+.
+        samples: axes of a volume run along RAS+.
         spacing: of the plan's grid, for the aspect of the slices; equal along all axes unless given.
     """
     rows = [
-        _row(image, predicted, label, spacing or (1.0,) * label.ndim, labels) for image, label, predicted in samples
+        _row(image, _marks(predicted), _marks(truth), spacing or (1.0,) * (image.ndim - 1), labels)
+        for image, truth, predicted in samples
     ]
     return _save(rows, labels, path)
 
 
-def _row(
-    data: Array, mask: Array, truth: Array | None, spacing: Sequence[float], labels: LabelTable
-) -> list[Image.Image]:
+@dataclass(frozen=True, eq=False)
+class _Marks:
+    """What is drawn over a case or a slice of it: a mask ``(*S)``, boxes with a text each, or both."""
+
+    mask: Array | None = None
+    boxes: Boxes | None = None
+    texts: tuple[str, ...] = ()
+
+    def cut(self, axis: int, at: int) -> _Marks:
+        """Those of slice ``at`` of a volume: its part of the mask, and the boxes that hold its middle or lie within it."""
+        mask = None if self.mask is None else self.mask[(slice(None),) * axis + (at,)]
+        if self.boxes is None:
+            return _Marks(mask)
+        ends = self.boxes.boxes.reshape(-1, 2, 3)
+        middle, half = ends[:, :, axis].mean(axis=1), np.diff(ends[:, :, axis], axis=1)[:, 0] / 2
+        met = np.flatnonzero(np.abs(at + 0.5 - middle) <= np.maximum(half, 0.5))
+        flat = Boxes(np.delete(ends, axis, axis=2).reshape(-1, 4), self.boxes.labels, self.boxes.scores)
+        return _Marks(mask, flat.chosen(met), tuple(self.texts[n] for n in met) if self.texts else ())
+
+
+def _marks(*given: Array | Boxes | None) -> _Marks:
+    """The mask and the boxes among what is given; boxes in the order of their ids, with id and score where they have one."""
+    mask = next((one for one in given if isinstance(one, np.ndarray)), None)
+    boxes = next((by_id(one) for one in given if isinstance(one, Boxes)), None)
+    if boxes is None or boxes.scores is None:
+        return _Marks(mask, boxes)
+    return _Marks(mask, boxes, tuple(f"{number}: {score:.2f}" for number, score in enumerate(boxes.scores, 1)))
+
+
+def _row(data: Array, found: _Marks, truth: _Marks, spacing: Sequence[float], labels: LabelTable) -> list[Image.Image]:
     """The tiles of one case: a tile for a picture; axial, coronal and sagittal for a volume."""
-    if mask.ndim == 2:
+    if data.ndim == 3:
         colour = len(data) == 3
         image = np.moveaxis(data, 0, -1) if colour else data[0]
-        return [_tile(image, mask, truth, spacing, labels, flipped=False)]
-    shown = mask > 0 if truth is None else (mask > 0) | _labelled(truth, labels)
+        return [_tile(image, found, truth, spacing, labels, flipped=False)]
+    place = _place(data.shape[1:], found, truth, labels)
     tiles = []
     for axis in (2, 1, 0):
-        others = tuple(a for a in range(3) if a != axis)
-        counts = shown.sum(others)
-        at = int(np.argmax(counts)) if counts.any() else mask.shape[axis] // 2
-        cut = (slice(None),) * axis + (at,)
-        pair = tuple(spacing[a] for a in others)
-        tiles.append(_tile(data[0][cut], mask[cut], None if truth is None else truth[cut], pair, labels, flipped=True))
+        at = place[axis]
+        pair = tuple(spacing[a] for a in range(3) if a != axis)
+        image = data[0][(slice(None),) * axis + (at,)]
+        tiles.append(_tile(image, found.cut(axis, at), truth.cut(axis, at), pair, labels, flipped=True))
     return tiles
 
 
+def _place(shape: tuple[int, ...], found: _Marks, truth: _Marks, labels: LabelTable) -> list[int]:
+    """The voxel that slices go through: along each axis where most is labelled; else amid the largest true box, the surest
+    found one, the scan."""
+    shown = np.zeros(shape, bool)
+    for marks in (found, truth):
+        if marks.mask is not None:
+            shown |= _labelled(marks.mask, labels)
+    if shown.any():
+        return [int(np.argmax(shown.sum(tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
+    for marks in (truth, found):
+        if marks.boxes is not None and len(marks.boxes):
+            middle = np.floor(marks.boxes.boxes[0].reshape(2, 3).mean(axis=0))
+            return [int(at) for at in np.clip(middle, 0, np.array(shape) - 1)]
+    return [n // 2 for n in shape]
+
+
 def _tile(
-    image: Array, mask: Array, truth: Array | None, spacing: Sequence[float], labels: LabelTable, *, flipped: bool
+    image: Array, found: _Marks, truth: _Marks, spacing: Sequence[float], labels: LabelTable, *, flipped: bool
 ) -> Image.Image:
-    """One slice ``(I, J[, 3])`` with its labels in true proportions; a volume's slice is flipped along both axes."""
+    """One slice ``(I, J[, 3])`` with its marks in true proportions; a volume's slice is flipped along both axes."""
     low, high = np.percentile(image, (0.5, 99.5)) if image.size else (0.0, 1.0)
     grey = np.clip((image - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-    lengths = [n * s for n, s in zip(mask.shape, spacing, strict=True)]
-    size = (
-        max(1, round(TILE_PX * lengths[0] / max(lengths))),
-        max(1, round(TILE_PX * lengths[1] / max(lengths))),
-    )
+    shape = image.shape[:2]
+    lengths = [n * s for n, s in zip(shape, spacing, strict=True)]
+    edge = TILE_PX if flipped else 2 * TILE_PX
+    size = max(1, round(edge * lengths[0] / max(lengths))), max(1, round(edge * lengths[1] / max(lengths)))
 
     def scaled(values: Array, how: Image.Resampling) -> Array:
         rows = np.swapaxes(values, 0, 1)
         rows = rows[::-1, ::-1] if flipped else rows
         return np.asarray(Image.fromarray(np.ascontiguousarray(rows)).resize(size, how))
 
+    def region(mask: Array, values: Sequence[int]) -> Array:
+        return scaled(np.isin(mask, values).astype(np.uint8), Image.Resampling.NEAREST) > 0
+
     base = scaled(grey, Image.Resampling.BILINEAR).astype(np.float32)
     canvas = np.repeat(base[..., None], 3, axis=-1) if base.ndim == 2 else base.copy()
     for number, values in enumerate(labels.targets.values()):
         colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
-        if truth is not None:
-            filled = scaled(np.isin(truth, values).astype(np.uint8), Image.Resampling.NEAREST) > 0
+        if truth.mask is not None:
+            filled = region(truth.mask, values)
             canvas[filled] = 0.65 * canvas[filled] + 0.35 * colour
-        canvas[_outline(scaled(np.isin(mask, values).astype(np.uint8), Image.Resampling.NEAREST) > 0)] = colour
-    tile = Image.new("RGB", (TILE_PX, TILE_PX))
-    tile.paste(Image.fromarray(canvas.astype(np.uint8)), ((TILE_PX - size[0]) // 2, (TILE_PX - size[1]) // 2))
+        if found.mask is not None:
+            canvas[_outline(region(found.mask, values))] = colour
+    page = Image.fromarray(canvas.astype(np.uint8))
+    for marks, dashed in ((truth, True), (found, False)):
+        _draw_boxes(page, marks, shape, labels, flipped=flipped, dashed=dashed)
+    tile = Image.new("RGB", (edge, edge))
+    tile.paste(page, ((edge - size[0]) // 2, (edge - size[1]) // 2))
     return tile
+
+
+def _draw_boxes(
+    page: Image.Image, marks: _Marks, shape: Sequence[int], labels: LabelTable, *, flipped: bool, dashed: bool
+) -> None:
+    """Frame the boxes of a slice of ``shape`` voxels on a picture of it, in the colours of their labels, the surest on top."""
+    if marks.boxes is None:
+        return
+    size = np.array(page.size)
+    ends = marks.boxes.boxes.reshape(-1, 2, 2) * (size / shape)
+    ends = size - ends[:, ::-1] if flipped else ends
+    first = np.clip(np.round(ends[:, 0]), 0, size - 1)
+    last = np.clip(np.round(ends[:, 1]) - 1, first, size - 1)
+    frames = np.concatenate([first, last], axis=1).astype(int).tolist()
+    colours = {value: COLOURS[number % len(COLOURS)] for number, value in enumerate(labels.names)}
+    of_each = [colours[int(value)] for value in marks.boxes.labels]
+    draw = ImageDraw.Draw(page)
+    for frame, colour in zip(reversed(frames), reversed(of_each), strict=True):
+        if dashed:
+            _dash(draw, frame, colour)
+        else:
+            draw.rectangle(frame, outline=colour)
+    for n in reversed(range(len(marks.texts))):
+        _write(draw, marks.texts[n], frames[n], page.size, of_each[n])
+
+
+def _dash(draw: ImageDraw.ImageDraw, frame: Sequence[int], colour: tuple[int, int, int]) -> None:
+    left, top, right, bottom = frame
+    for x in range(left, right + 1, 2 * _DASH_PX):
+        for y in (top, bottom):
+            draw.line((x, y, min(x + _DASH_PX - 1, right), y), fill=colour)
+    for y in range(top, bottom + 1, 2 * _DASH_PX):
+        for x in (left, right):
+            draw.line((x, y, x, min(y + _DASH_PX - 1, bottom)), fill=colour)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, text: str, frame: Sequence[int], size: tuple[int, int], colour: tuple[int, int, int]
+) -> None:
+    """Put a text above a frame or, where a picture of ``size`` has no room, below or else inside."""
+    font, (left, top, _, bottom) = ImageFont.load_default(), frame
+    places = (left, top - _TEXT_PX - 1), (left, bottom + 1), (left + 2, top + 1)
+    x, y = next((place for place in places if 0 <= place[1] <= size[1] - _TEXT_PX), places[-1])
+    x = max(0, min(x, size[0] - 2 - math.ceil(draw.textlength(text, font=font))))
+    draw.rectangle(draw.textbbox((x, y), text, font=font), fill=(0, 0, 0))
+    draw.text((x, y), text, fill=colour, font=font)
 
 
 def _labelled(truth: Array, labels: LabelTable) -> Array:
@@ -127,11 +233,11 @@ def _outline(region: Array) -> Array:
 
 def _save(rows: Sequence[Sequence[Image.Image]], labels: LabelTable, path: Path) -> Path:
     """Put the tiles and a legend into one PNG: whole or not at all."""
-    width = TILE_PX * max(len(row) for row in rows)
-    page = Image.new("RGB", (width, TILE_PX * len(rows) + _LEGEND_PX))
+    edge = rows[0][0].width
+    page = Image.new("RGB", (edge * len(rows[0]), edge * len(rows) + _LEGEND_PX))
     for y, row in enumerate(rows):
         for x, tile in enumerate(row):
-            page.paste(tile, (x * TILE_PX, y * TILE_PX))
+            page.paste(tile, (x * edge, y * edge))
     draw, font, left = ImageDraw.Draw(page), ImageFont.load_default(), 4.0
     for number, name in enumerate(labels.targets):
         plain = name.encode("ascii", "replace").decode()[:40]

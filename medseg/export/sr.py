@@ -35,7 +35,7 @@ from medseg.export.anatomy import Anatomy, AnatomyTable
 from medseg.export.codes import Code
 from medseg.export.completion import line
 from medseg.export.dicom_source import Algorithm, DicomSource, derived_object, save
-from medseg.export.lesions import Lesion, lesions_of
+from medseg.export.lesions import Lesion, boxed_labels, lesions_of
 from medseg.export.regions import NOWHERE, Region, Regions
 from medseg.export.uids import identify, uid
 from medseg.structures import Prediction
@@ -71,12 +71,14 @@ def write_report(
 ) -> Dataset:
     """Write what a prediction measures as a DICOM SR (Comprehensive 3D, TID 1500).
 
-    Lesions are the boxes, and the components of labels that the table of anatomy counts among the morphologically abnormal.
+    Lesions are the findings and, of labels that are not answered with boxes, the components of those that the table of
+    anatomy counts among the morphologically abnormal. A finding lies in its box, also where a SEG holds its voxels, as a
+    segment has all lesions of a label.
 
     Args:
         prediction: on the grid of ``source``.
-        segmentation: the SEG that was written of the same prediction; groups refer to its segments. Without it, lesions are
-            the boxes around them.
+        segmentation: the SEG that was written of the same prediction; labels and their components refer to its segments.
+            Without it, components are the boxes around them.
 
     Returns:
         The object as it was written.
@@ -127,9 +129,14 @@ class _Report:
     algorithm: Algorithm
 
     def groups(self) -> Iterator[Any]:
-        """Labels in the order of their table, then lesions by id, then classes."""
+        """Labels in the order of their table, then lesions by id, then classes.
+
+        A label that is answered with boxes and has no voxels may never have been looked for among voxels: it has no volume.
+        """
+        boxed = boxed_labels(self.prediction)
         for name, size in self.prediction.sizes().items():
-            yield self._label(name, size)
+            if size or name not in boxed:
+                yield self._label(name, size)
         names = [name for name in self.prediction.labels.targets if self._is_lesion(name)]
         if self.prediction.boxes is not None or (self.prediction.mask is not None and names):
             lesions = lesions_of(self.prediction, names)
@@ -161,7 +168,7 @@ class _Report:
             measurements.append(_size(lesion.size, geometry))
         if lesion.score is not None:
             measurements.append(_certainty(codes.CERTAINTY_OF_FINDING, lesion.score))
-        segment = self.regions.segment(lesion.label) if lesion.size is not None else None
+        segment = None if lesion.is_box else self.regions.segment(lesion.label)
         place = (str(lesion.id), *(f"{edge:.6g}" for edge in lesion.box_vox))
         return self._group(
             f"lesion {lesion.id}: {lesion.label}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from medseg.files import write_text
 from medseg.structures import Prediction
 
 NAME = "predictions.csv"
+COMPONENTS, LESIONS, TOP_SCORE = "_components", "_lesions", "_top_score"
+"""How columns end that count in a mask, and that are made from boxes."""
 
 
 def figures(prediction: Prediction, prefix: str = "") -> dict[str, float]:
@@ -22,26 +24,47 @@ def figures(prediction: Prediction, prefix: str = "") -> dict[str, float]:
 
     ``<label>_ml`` is its volume (``_mm2`` the area in a picture, ``_px`` where spacing is unknown),
     ``<label>_components`` the number of its connected parts with 26 (8) neighbours: of a lesion label, the number of
-    lesions. Class probabilities stand under the class's name.
+    lesions. Of a model that answers with boxes, ``<label>_lesions`` is the number of findings and ``<label>_top_score`` the
+    surest one's score, absent where there is none. Class probabilities stand under the class's name.
 
     Args:
         prefix: goes before each label's name (``organs/``), where several models predict.
     """
-    found: dict[str, float] = {f"{prefix}{name}": value for name, value in prediction.classes.items()}
+    found = {**prediction.classes, **_of_mask(prediction), **_of_boxes(prediction)}
+    return {f"{prefix}{name}": value for name, value in found.items()}
+
+
+def _of_mask(prediction: Prediction) -> dict[str, float]:
+    """How much of each label there is."""
+    found: dict[str, float] = {}
     if prediction.mask is None:
         return found
     unit = "px" if prediction.geometry.unit == "px" else "ml" if prediction.geometry.dimensions == 3 else "mm2"
     for name, size in prediction.sizes().items():
         region = np.isin(prediction.mask, prediction.labels.targets[name])
         window = bounding_box(region)
-        found[f"{prefix}{name}_{unit}"] = round(size, 6)
-        found[f"{prefix}{name}_components"] = 0 if window is None else components(region[window])[1]
+        found[f"{name}_{unit}"] = round(size, 6)
+        found[f"{name}{COMPONENTS}"] = 0 if window is None else components(region[window])[1]
+    return found
+
+
+def _of_boxes(prediction: Prediction) -> dict[str, float]:
+    """How many findings of each label there are, and how sure the surest is."""
+    found: dict[str, float] = {}
+    findings = prediction.findings
+    if findings is None:
+        return found
+    for value, name in prediction.labels.names.items():
+        boxes = findings.chosen(findings.labels == value)
+        found[f"{name}{LESIONS}"] = len(boxes)
+        if boxes.scores is not None and len(boxes):
+            found[f"{name}{TOP_SCORE}"] = round(float(boxes.scores.max()), 6)
     return found
 
 
 def write_predictions(cases: Mapping[str, Record], folder: Path) -> Path:
     """Write ``predictions.csv`` from the records of a manifest: whole or not at all; returns the path."""
-    columns = list(dict.fromkeys(name for record in cases.values() for name in record.figures))
+    columns = _columns(cases.values())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "status", "seconds", *columns, "reason"])
@@ -51,3 +74,13 @@ def write_predictions(cases: Mapping[str, Record], folder: Path) -> Path:
     path = folder / NAME
     write_text(path, text.getvalue())
     return path
+
+
+def _columns(cases: Iterable[Record]) -> list[str]:
+    """Every figure of any case; that of the surest finding stands beside their number though no case may have one."""
+    columns: dict[str, None] = {}
+    for name in (name for record in cases for name in record.figures):
+        columns[name] = None
+        if name.endswith(LESIONS):
+            columns[name.removesuffix(LESIONS) + TOP_SCORE] = None
+    return list(columns)

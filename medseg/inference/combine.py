@@ -1,4 +1,4 @@
-"""Several models' predictions of one scan become one: their labels side by side in one mask."""
+"""Several models' predictions of one scan become one: their labels side by side, in one mask and one list of boxes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from medseg.errors import MedsegError
-from medseg.structures import LabelTable, Prediction
+from medseg.structures import Boxes, LabelTable, Prediction
+from medseg.volume import Array
 
 
 def combined_labels(tables: Mapping[str, LabelTable]) -> LabelTable:
@@ -17,29 +18,72 @@ def combined_labels(tables: Mapping[str, LabelTable]) -> LabelTable:
 
 
 def combine(predictions: Mapping[str, Prediction]) -> Prediction:
-    """Paint the masks of several models into one, a later model over an earlier one.
+    """What several models say of one scan: masks painted into one, a later model over an earlier one, and all boxes by score.
 
     Args:
-        predictions: model name → what it says of the same scan.
+        predictions: model name → what it says of the same scan; a mask, boxes, or both.
 
     Returns:
-        A prediction with the labels of `combined_labels`.
+        A prediction with the labels of `combined_labels`. Each label of a model with boxes has a threshold, which tells it
+        from those that only a mask knows. It holds no mask, or no boxes, where no model has any.
 
     Raises:
-        MedsegError: there is none, one holds no mask, or they lie on different grids.
+        MedsegError: there is none, one holds neither mask nor boxes, or they lie on different grids.
     """
     if not predictions:
         raise MedsegError("expected the prediction of at least one model, found none")
     first = next(iter(predictions.values()))
-    labels = combined_labels({name: prediction.labels for name, prediction in predictions.items()})
-    mask = np.zeros(first.geometry.shape, np.min_scalar_type(max(labels.names)))
-    before = 0
     for name, prediction in predictions.items():
-        if prediction.mask is None or not prediction.geometry.matches(first.geometry):
-            raise MedsegError(f"model {name!r}: expected a mask on the scan's own grid {first.geometry.describe()}")
-        new_values = np.zeros(max(prediction.labels.names) + 1, mask.dtype)
-        new_values[list(prediction.labels.names)] = before + 1 + np.arange(len(prediction.labels.names))
-        painted = new_values[prediction.mask]
-        np.copyto(mask, painted, where=painted > 0)
-        before += len(prediction.labels.names)
-    return Prediction(first.case, first.geometry, labels, mask=mask)
+        if prediction.mask is None and prediction.boxes is None:
+            raise MedsegError(f"model {name!r}: expected a mask or boxes, found neither")
+        if not prediction.geometry.matches(first.geometry):
+            raise MedsegError(
+                f"model {name!r}: expected its result on the scan's own grid {first.geometry.describe()}, found "
+                f"{prediction.geometry.describe()}"
+            )
+    labels = combined_labels({name: prediction.labels for name, prediction in predictions.items()})
+    values = _new_values(predictions, labels)
+    thresholds = {
+        f"{name}/{label}": prediction.thresholds.get(label, 0.0)
+        for name, prediction in predictions.items()
+        if prediction.boxes is not None
+        for label in prediction.labels.names.values()
+    }
+    mask, boxes = _painted(predictions, values), _ranked(predictions, values)
+    return Prediction(first.case, first.geometry, labels, mask=mask, boxes=boxes, thresholds=thresholds)
+
+
+def _new_values(predictions: Mapping[str, Prediction], labels: LabelTable) -> dict[str, Array]:
+    """Model name → for each of its label values the value in the table of all; background stays 0."""
+    found, before = {}, 0
+    for name, prediction in predictions.items():
+        old = list(prediction.labels.names)
+        values = np.zeros(max(old) + 1, np.min_scalar_type(max(labels.names)))
+        values[old] = before + 1 + np.arange(len(old))
+        found[name], before = values, before + len(old)
+    return found
+
+
+def _painted(predictions: Mapping[str, Prediction], values: Mapping[str, Array]) -> Array | None:
+    """One mask of all, or None where there is none."""
+    mask: Array | None = None
+    for name, prediction in predictions.items():
+        if prediction.mask is None:
+            continue
+        painted = values[name][prediction.mask]
+        if mask is None:
+            mask = painted
+        else:
+            np.copyto(mask, painted, where=painted > 0)
+    return mask
+
+
+def _ranked(predictions: Mapping[str, Prediction], values: Mapping[str, Array]) -> Boxes | None:
+    """All candidates by falling score (a box without one is sure), or None where no model looks for boxes."""
+    found = {name: prediction.boxes for name, prediction in predictions.items() if prediction.boxes is not None}
+    if not found:
+        return None
+    edges = np.concatenate([boxes.boxes for boxes in found.values()])
+    labels = np.concatenate([values[name][boxes.labels] for name, boxes in found.items()]).astype(np.int64)
+    scores = np.concatenate([np.ones(len(b)) if b.scores is None else b.scores for b in found.values()])
+    return Boxes(edges, labels, scores).chosen(np.argsort(-scores, kind="stable"))

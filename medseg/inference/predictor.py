@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medseg.data.lesions import restore_boxes
 from medseg.data.preprocess import Restoration, preprocess
 from medseg.errors import MachineError, MedsegError
 from medseg.evaluation.postprocess import apply_postprocessing
+from medseg.inference.boxes import BoxFinder, BoxOptions
+from medseg.inference.components import components
 from medseg.inference.runtime import Runtime, TorchRuntime
 from medseg.model import Model
 from medseg.planning.plan import Plan
@@ -29,7 +32,7 @@ from medseg.tiling.windows import cut_window, window_starts
 from medseg.volume import Array, Volume
 
 if TYPE_CHECKING:
-    from medseg.tasks.base import Task
+    from medseg.tasks.base import Task, View
 
 
 def predict_grid(
@@ -45,8 +48,8 @@ def predict_grid(
 ) -> Any:
     """What the networks say of one preprocessed case, merged by the task, on the plan's grid.
 
-    Each window is answered by every runtime in every mirroring over ``plan.mirror_axes``; the mean of what
-    `Task.activate` makes of the answers goes into the task's merger. Where the case is smaller than the patch, it lies
+    Each window is answered by every runtime in every mirroring over ``plan.mirror_axes``; what `Task.combine` makes of the
+    answers goes into the task's merger. Where the case is smaller than the patch, it lies
     in the middle of a window of zeros, as in training.
 
     Args:
@@ -58,7 +61,7 @@ def predict_grid(
         on_window: called with (windows done, all windows) after each batch, for a progress bar.
 
     Returns:
-        Whatever ``task.merger(...).result()`` returns; segmentation: probabilities ``(K, *S)`` float32.
+        Whatever ``task.merger(...).result()`` returns; segmentation: probabilities ``(K, *S)`` float32; detection: boxes.
     """
     if not runtimes:
         raise MedsegError("predict: expected at least one model, found none")
@@ -69,9 +72,10 @@ def predict_grid(
     for first in range(0, len(starts), batch_size):
         lowers = starts[first : first + batch_size]
         batch = torch.from_numpy(np.stack([cut_window(array, lower, patch) for lower in lowers]).astype(np.float32))
-        outputs = _mean_output(runtimes, batch, flips, task).cpu().numpy()
-        for output, lower in zip(outputs, lowers, strict=True):
-            merger.add(output, lower)
+        with torch.inference_mode():
+            answers = task.combine(_views(runtimes, batch, flips))
+        for answer, lower in zip(answers, lowers, strict=True):
+            merger.add(answer, lower)
         if on_window is not None:
             on_window(first + len(lowers), len(starts))
     return merger.result()
@@ -84,17 +88,10 @@ def _mirrorings(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
             yield tuple(axis + 2 for axis in chosen)
 
 
-@torch.inference_mode()
-def _mean_output(runtimes: Sequence[Runtime], batch: Tensor, flips: Sequence[tuple[int, ...]], task: Task) -> Tensor:
-    total: Tensor | None = None
+def _views(runtimes: Sequence[Runtime], batch: Tensor, flips: Sequence[tuple[int, ...]]) -> Iterator[View]:
     for runtime in runtimes:
         for axes in flips:
-            output = task.activate(runtime(batch.flip(axes) if axes else batch))
-            output = output.flip(axes) if axes else output
-            total = output if total is None else total.add_(output.to(total.device))
-    if total is None:
-        raise MedsegError("predict: expected at least one model, found none")
-    return total / (len(runtimes) * len(flips))
+            yield runtime(batch.flip(axes) if axes else batch), axes
 
 
 class Predictor:
@@ -104,10 +101,12 @@ class Predictor:
         models: the members; a single model is a list of one.
         runtime: options of `TorchRuntime` (``device``, ``precision``, ``compile``).
         overlap, mirror, batch_size: see `predict_grid`.
+        boxes: where boxes come from, and which of them count; a mapping is read as `BoxOptions.from_mapping` does.
         trust: targets of networks that are not built in.
 
     Raises:
-        MedsegError: no model; members whose plans preprocess differently; an unknown runtime option.
+        MedsegError: no model; members whose plans preprocess differently; an option that does not exist; boxes that a
+            model cannot give.
     """
 
     def __init__(
@@ -118,6 +117,7 @@ class Predictor:
         overlap: float = 0.5,
         mirror: bool = True,
         batch_size: int = 1,
+        boxes: BoxOptions | Mapping[str, Any] | None = None,
         trust: Sequence[str] = (),
     ) -> None:
         if not models:
@@ -130,7 +130,10 @@ class Predictor:
             self._runtimes = [TorchRuntime(m.network_module(trust), **(runtime or {})) for m in models]
         except TypeError as error:
             raise MedsegError(f"runtime: {error}; it accepts device, precision, compile") from None
-        self.task = build_task(self.model.task, self.plan.labels)
+        self.finder = BoxFinder.of(
+            models, boxes if isinstance(boxes, BoxOptions) else BoxOptions.from_mapping(boxes or {})
+        )
+        self.task = build_task(self.finder.task, self.plan)
         self.members = tuple(m.sha256 for m in models)
         self.postprocessing = _agreed([m.postprocessing for m in models])
         window_starts((1,), (1,), overlap)  # an impossible overlap is named before any work
@@ -172,7 +175,11 @@ class Predictor:
             raise MachineError(
                 f"case {case!r}: the memory does not hold its result on the plan's grid {array.shape[1:]}: {error}"
             ) from None
-        prediction = self.task.decode(case, merged, restoration, self.model.working_point)
+        prediction = self.task.decode(case, merged, restoration, self.finder.thresholds)
+        if self.finder.components is not None:
+            found = components(merged, restoration.geometry, prediction.labels, **self.finder.components)
+            boxes, thresholds = restore_boxes(found, restoration), self.finder.thresholds
+            prediction = replace(prediction, boxes=boxes, thresholds=thresholds)
         if prediction.mask is not None and self.postprocessing:
             # On the plan's axes, so that of two equally large components the same one stays however the scan is stored.
             turn, scan = restoration.turn, prediction.geometry

@@ -1,6 +1,6 @@
 """Runs a network on a batch of windows: device, number format and memory layout, and nothing of what the numbers mean.
 
-A runtime is any callable ``(B, C, *S) → (B, K, *S)`` float32 with a ``device``; this one is PyTorch's.
+A runtime is any callable ``(B, C, *S) → output`` in float32 with a ``device``; this one is PyTorch's.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ Precision = Literal["auto", "bf16", "float32"]
 class Runtime(Protocol):
     """What `predict_grid` needs of a network."""
 
-    def __call__(self, batch: Tensor) -> Tensor:
-        """``(B, C, *S)`` float32 on any device → the network's finest output ``(B, K, *S)`` in float32."""
+    def __call__(self, batch: Tensor) -> Any:
+        """``(B, C, *S)`` float32 on any device → the network's output in float32: the finest level ``(B, K, *S)``, or a
+        dictionary of named tensors or lists of levels."""
 
 
 class TorchRuntime:
@@ -33,7 +34,7 @@ class TorchRuntime:
     The network itself is used, not a copy: it is put into evaluation mode and onto the device; its weights stay.
 
     Args:
-        network: ``forward(x) → (B, K, *S)``.
+        network: ``forward(x) → (B, K, *S)``, or a dictionary.
         device: ``"auto"`` (CUDA, where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         precision: ``"bf16"`` computes under autocast, ``"auto"`` does so where `fast_bf16`; the output is float32.
         compile: whether the network is compiled first (1–2 minutes on a CPU; repays many or large scans).
@@ -55,7 +56,7 @@ class TorchRuntime:
         logger.debug("network on %s, %s", self.device, "bf16" if self.bf16 else "float32")
 
     @torch.inference_mode()
-    def __call__(self, batch: Tensor) -> Tensor:
+    def __call__(self, batch: Tensor) -> Any:
         layout = torch.channels_last_3d if batch.ndim == 5 else torch.channels_last
         batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
         try:
@@ -69,7 +70,14 @@ class TorchRuntime:
                     f"predict with a smaller batch_size, or on another device (runtime.device=cpu): {error}"
                 ) from None
             raise
-        return (output[0] if isinstance(output, (list, tuple)) else output).float()
+        return _as_float(output[0] if isinstance(output, (list, tuple)) else output)
+
+
+def _as_float(output: Any) -> Any:
+    """Every tensor of an output in float32."""
+    if isinstance(output, dict):
+        return {name: _as_float(value) for name, value in output.items()}
+    return [_as_float(level) for level in output] if isinstance(output, (list, tuple)) else output.float()
 
 
 def find_device(name: str = "auto") -> torch.device:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from medseg.planning.plan import Plan
+    from medseg.planning.topology import Encoder
 
 BUILDERS = (
     "medseg.networks.unet.plain_unet",
@@ -30,6 +31,9 @@ BUILDERS = (
     "medseg.networks.monai_nets.segresnet",
     "medseg.networks.monai_nets.attention_unet",
     "medseg.networks.monai_nets.swin_unetr",
+    "medseg.networks.retina.retinanet",
+    "medseg.networks.retina.retina_unet",
+    "medseg.networks.retina.anchor_free",
 )
 
 Builder = Callable[..., "nn.Module"]
@@ -59,6 +63,17 @@ def divisor_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> int | tupl
     """
     target = _target(spec)
     return _divisor(target, resolve_builder(target, trust))
+
+
+def encoder_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Encoder:
+    """The kind of encoder that the network is planned with: its option ``encoder``, else its builder's, else ``plain``.
+
+    Raises:
+        MedsegError: as `resolve_builder`.
+    """
+    builder = resolve_builder(_target(spec), trust)
+    encoder: Encoder = spec.get("encoder") or getattr(builder, "encoder", None) or "plain"
+    return encoder
 
 
 def build_network(
@@ -132,6 +147,13 @@ def construct(
         "patch_size": plan.patch_size,
         "deep_supervision": deep_supervision,
     }
+    if plan.boxes is not None:
+        given |= {
+            "classes": len(plan.labels.names),
+            "levels": plan.boxes.levels,
+            "anchors": plan.boxes.anchors,
+            "mask_channels": len(plan.labels.outputs) if plan.boxes.masks else 0,
+        }
     if not deep_supervision:
         options = {option: value for option, value in options.items() if option != "deep_supervision"}
     _check_size(name, _divisor(name, builder), options.get("strides"), plan)

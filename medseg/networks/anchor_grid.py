@@ -88,6 +88,11 @@ class AnchorGrid:
         return self.anchors is None
 
     @property
+    def codes(self) -> str:
+        """Under which name a network's output holds what `decode` reads: ``faces`` without anchors, else ``deltas``."""
+        return "faces" if self.anchor_free else "deltas"
+
+    @property
     def per_cell(self) -> tuple[int, ...]:
         """Places a cell, of each level."""
         return (1,) * len(self.strides) if self.anchors is None else tuple(map(len, self.anchors))
@@ -171,7 +176,7 @@ def candidates(
     """The best boxes of each sample of a detector's output, many of them of the same lesion: fusing them is `medseg.tiling`'s.
 
     Args:
-        output: ``scores`` (logits) and ``deltas``, a list of levels each.
+        output: ``scores`` (logits) and ``deltas`` or ``faces``, a list of levels each.
         keep: boxes a sample at most.
         above: probability that a box must exceed.
 
@@ -179,7 +184,7 @@ def candidates(
         one a sample; classes count from 0; boxes may reach beyond the window.
     """
     places = torch.cat(grid.places([level.shape[2:] for level in output["scores"]], output["scores"][0].device))
-    scores, codes = grid.rows(output["scores"]).sigmoid(), grid.rows(output["deltas"])
+    scores, codes = grid.rows(output["scores"]).sigmoid(), grid.rows(output[grid.codes])
     found = []
     for score, code in zip(scores, codes, strict=True):
         best, index = score.flatten().topk(min(keep, score.numel()))

@@ -65,13 +65,11 @@ class BoxHead(nn.Module):
         self.scores = nn.ModuleList(_last(dimensions, width, count * classes, sure) for count in per_cell)
         self.deltas = nn.ModuleList(_last(dimensions, width, count * 2 * dimensions, start) for count in per_cell)
 
-    def forward(self, maps: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps ``(B, features[l], *S_l)`` → logits ``(B, A_l·classes, *S_l)`` and codes ``(B, A_l·2·D, *S_l)``."""
         maps = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
-        return {
-            "scores": [last(self.score_row(x)) for last, x in zip(self.scores, maps, strict=True)],
-            "deltas": [last(self.box_row(x)) for last, x in zip(self.deltas, maps, strict=True)],
-        }
+        scores = [last(self.score_row(x)) for last, x in zip(self.scores, maps, strict=True)]
+        return scores, [last(self.box_row(x)) for last, x in zip(self.deltas, maps, strict=True)]
 
 
 def _block(dimensions: int, width: int) -> nn.Sequential:

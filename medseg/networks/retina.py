@@ -5,7 +5,8 @@ there and where the box ends. Retina U-Net (Jaeger et al. 2018) also segments at
 trunk what a lesion looks like. In both modes ``forward`` returns a dictionary:
 
     scores   a list of levels (B, A_l·classes, *S_l), finest first: logits, channel a·classes + c
-    deltas   a list of levels (B, A_l·2·D, *S_l): codes that `anchor_grid.AnchorGrid.decode` turns into boxes
+    deltas   a list of levels (B, A_l·2·D, *S_l): codes that `anchor_grid.AnchorGrid.decode` turns into boxes; of a head
+             without anchors they are called ``faces``
     mask     (B, mask_channels, *S), or levels in training mode with deep supervision; only where masks are asked for
 
 Knows nothing of plans, losses or devices: numbers come in, a module comes out.
@@ -30,14 +31,15 @@ _TWO_STRIDES = 1.84  # as `anchor_grid.decode_faces` reads it: a fresh head with
 class BoxNet(nn.Module):
     """A U-Net whose levels share a head for boxes; its own heads, where it has any, give the mask."""
 
-    def __init__(self, trunk: UNet, head: BoxHead, levels: Sequence[int]) -> None:
+    def __init__(self, trunk: UNet, head: BoxHead, levels: Sequence[int], codes: str) -> None:
         super().__init__()
-        self.trunk, self.head, self.levels = trunk, head, tuple(levels)
+        self.trunk, self.head, self.levels, self.codes = trunk, head, tuple(levels), codes
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         """``(B, C, *S)`` → the dictionary above; S a multiple of the product of the strides."""
         maps = self.trunk.pyramid(x, {*self.levels, *self.trunk.output_levels})
-        output: dict[str, Any] = {**self.head([maps[level] for level in self.levels])}
+        scores, codes = self.head([maps[level] for level in self.levels])
+        output: dict[str, Any] = {"scores": scores, self.codes: codes}
         if len(self.trunk.heads):
             output["mask"] = self.trunk.outputs(maps)
         return output
@@ -91,7 +93,7 @@ def retina_unet(
     classes: int,
     levels: Sequence[int],
     anchors: Sequence[Sequence[Sequence[float]]],
-    mask_channels: int,
+    mask_channels: int = 0,
     deep_supervision: bool = True,
     encoder: str = "plain",
     decoder_blocks: int = 2,
@@ -102,23 +104,17 @@ def retina_unet(
     """Retina U-Net (Jaeger et al. 2018): `retinanet`, and the mask of a whole U-Net beside the boxes.
 
     Args:
-        mask_channels: channels of the mask, as a segmentation network would have them (with background where exclusive).
+        mask_channels: channels of the mask, as a segmentation network would have them (with background where exclusive); 0
+            where there are no masks to learn from: it is then `retinanet`.
         deep_supervision: a mask at every level of the decoder in training mode.
 
     Other arguments and errors are those of `retinanet`.
-
-    Raises:
-        MedsegError: no channel for the mask.
     """
-    if mask_channels < 1:
-        raise MedsegError(
-            f"network: retina_unet needs mask_channels of 1 or more, found {mask_channels}; without masks use retinanet"
-        )
     return _build(
         dimensions=dimensions, in_channels=in_channels, features=features, strides=strides, kernel_sizes=kernel_sizes,
         blocks=blocks, classes=classes, levels=levels, anchors=anchors, encoder=encoder, decoder_blocks=decoder_blocks,
         head_width=head_width, head_depth=head_depth, dropout=dropout, mask_channels=mask_channels,
-        deep_supervision=deep_supervision,
+        deep_supervision=deep_supervision and mask_channels > 0,
     )  # fmt: skip
 
 
@@ -188,4 +184,4 @@ def _build(
         dimensions, [features[level] for level in levels], classes=classes, per_cell=grid.per_cell, width=head_width,
         depth=head_depth, start=_TWO_STRIDES if grid.anchor_free else 0.0,
     )  # fmt: skip
-    return BoxNet(trunk, head, levels)
+    return BoxNet(trunk, head, levels, grid.codes)

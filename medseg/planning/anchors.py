@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import MedsegError
-from medseg.structures import Boxes
+from medseg.structures import LesionRule
 from medseg.volume import Array
 
 logger = logging.getLogger(__name__)
@@ -51,36 +51,6 @@ class BoxStatistics:
     labels: Array
 
 
-def box_statistics(cases: Iterable[tuple[Boxes, Sequence[float]]], spacing: Sequence[float]) -> BoxStatistics:
-    """Measure the boxes of the training cases.
-
-    Args:
-        cases: boxes of each case, turned to the plan's axes, and the spacing of the grid whose voxels they count.
-        spacing: of the plan's grid.
-
-    Raises:
-        MedsegError: the boxes, their spacing and the plan have different numbers of axes, or there is no box at all.
-    """
-    target = np.asarray(spacing, np.float64)
-    mm, labels = [], []
-    for boxes, own in cases:
-        if boxes.boxes.shape[1] != 2 * len(target) or len(own) != len(target):
-            raise MedsegError(
-                f"boxes: expected {2 * len(target)} edges a box and {len(target)} spacings, as the plan has "
-                f"{len(target)} axes; found {boxes.boxes.shape[1]} and {len(own)}"
-            )
-        low, high = np.split(boxes.boxes.astype(np.float64), 2, axis=1)
-        mm.append((high - low) * np.asarray(own, np.float64))
-        labels.append(np.asarray(boxes.labels, np.int64))
-    if not sum(map(len, mm)):
-        raise MedsegError(
-            f"boxes: none of the {len(mm)} training cases has a box, so there is nothing to plan for; is data.boxes (or "
-            "data.labels) the right place?"
-        )
-    lengths = np.concatenate(mm)
-    return BoxStatistics(lengths / target, lengths, np.concatenate(labels))
-
-
 @dataclass(frozen=True)
 class BoxPlan:
     """What detection adds to a Plan; ``why`` gives the reason of each value by its name.
@@ -90,6 +60,8 @@ class BoxPlan:
         anchors: a level → its anchors → lengths in voxels of the plan's grid.
         reach: share of the training boxes that some anchor can find (see `reached`).
         smallest, median, largest: class → length along each axis, in mm (px).
+        rule: how a mask becomes lesions, where the cases have no boxes of their own.
+        masks: whether every training case has a mask, so that a network may learn it beside the boxes.
     """
 
     levels: tuple[int, ...]
@@ -98,6 +70,8 @@ class BoxPlan:
     smallest: Mapping[str, tuple[float, ...]]
     median: Mapping[str, tuple[float, ...]]
     largest: Mapping[str, tuple[float, ...]]
+    rule: LesionRule = field(default_factory=LesionRule)
+    masks: bool = False
     why: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,6 +98,8 @@ class BoxPlan:
                 name: {label: list(size) for label, size in getattr(self, name).items()}
                 for name in ("smallest", "median", "largest")
             },
+            "rule": {"instances": self.rule.instances, "smallest_mm3": self.rule.smallest_mm3},
+            "masks": self.masks,
             "why": dict(self.why),
         }
 
@@ -144,9 +120,11 @@ class BoxPlan:
                 anchors=tuple(tuple(_floats(size) for size in level) for level in values["anchors"]),
                 reach=float(values["reach"]),
                 **extremes,
+                rule=LesionRule(bool(values["rule"]["instances"]), float(values["rule"]["smallest_mm3"])),
+                masks=bool(values["masks"]),
                 why={str(name): str(reason) for name, reason in values["why"].items()},
             )
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise MedsegError(f"plan.boxes: a value has the wrong type: {error}") from None
 
 
@@ -156,6 +134,8 @@ def plan_boxes(
     patch_size: Sequence[int],
     *,
     classes: Mapping[int, str],
+    rule: LesionRule | None = None,
+    masks: bool = False,
 ) -> BoxPlan:
     """Choose levels and anchors for these boxes; the same boxes, in any order, give the same plan.
 
@@ -169,6 +149,7 @@ def plan_boxes(
         strides: of each stage of the network into the next coarser, as in the Plan; the coarsest stage has no decoder level.
         patch_size: what the network sees at once; boxes longer than that count as if cut to it.
         classes: mask value → name, as in the label table.
+        rule, masks: as in `BoxPlan`.
 
     Raises:
         MedsegError: a box has a label that is no class, the numbers of axes differ, or no lesion fits the plan.
@@ -196,6 +177,8 @@ def plan_boxes(
         smallest={name: _short(mm.min(axis=0)) for name, mm in of_class.items()},
         median={name: _short(np.median(mm, axis=0)) for name, mm in of_class.items()},
         largest={name: _short(mm.max(axis=0)) for name, mm in of_class.items()},
+        rule=rule or LesionRule(),
+        masks=masks,
         why=_reasons(sizes, found, levels, level, steps, names),
     )
 

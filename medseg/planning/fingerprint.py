@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from medseg import scans
 from medseg.errors import MedsegError, all_at_once
-from medseg.structures import Case, Cohort, LabelTable, Source, unique_values
+from medseg.scans.lesions import read_lesions
+from medseg.structures import Boxes, Case, Cohort, LabelTable, LesionRule, Source, unique_values
 from medseg.volume import Array, Geometry, Unit, reorientation_to
 
 FORMAT = 1
@@ -39,6 +40,7 @@ class CaseStatistics:
         crop: shape of the smallest box that holds every voxel that is not zero in some channel.
         stored: which axis of the file each of these axes is.
         sizes: label or region → volume in ml (pictures: area in ``unit``²); empty without a mask.
+        lesions: label → lengths of the box of each of its lesions along each axis, in ``unit``; measured for detection only.
     """
 
     id: str
@@ -48,6 +50,7 @@ class CaseStatistics:
     crop: tuple[int, ...]
     stored: tuple[int, ...]
     sizes: Mapping[str, float]
+    lesions: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,10 @@ class Fingerprint:
 
     def presence(self) -> dict[str, str]:
         """Case id → the labels that occur in it, joined by ``+``: a stratum for `medseg.data.splits`."""
-        return {case.id: "+".join(sorted(n for n, v in case.sizes.items() if v > 0)) or "none" for case in self.cases}
+        return {
+            case.id: "+".join(sorted(n for n, v in (case.lesions or case.sizes).items() if v)) or "none"
+            for case in self.cases
+        }
 
     def to_json(self) -> str:
         """JSON with one case a line; `from_json` gives the same value back, to the last bit."""
@@ -120,12 +126,18 @@ class Fingerprint:
 
 
 def fingerprint(
-    cohort: Cohort, options: Mapping[str, Any] | None = None, *, workers: int = 2, progress: bool = True
+    cohort: Cohort,
+    options: Mapping[str, Any] | None = None,
+    *,
+    lesions: LesionRule | None = None,
+    workers: int = 2,
+    progress: bool = True,
 ) -> Fingerprint:
     """Measure every case of ``cohort``, with ``workers`` threads (decompressing and arithmetic release Python's lock).
 
     Args:
         options: reader options, as in the plan.
+        lesions: for detection, how a mask becomes lesions; the foreground is then what lies in their boxes or masks.
 
     Raises:
         MedsegError: some cases cannot be read or do not fit together; all of them are listed.
@@ -138,7 +150,7 @@ def fingerprint(
 
     def measure(case: Case) -> _Measured | str:
         try:
-            return _measure(case, cohort.labels, options, samples)
+            return _measure(case, cohort.labels, options, samples, lesions)
         except (MedsegError, OSError) as error:
             text = str(error)
             return text if repr(case.id) in text else f"case {case.id!r}: {text}"
@@ -153,7 +165,7 @@ def fingerprint(
         )
     measured = [cast(_Measured, result) for result in results]
     _check_alike(measured)
-    if cohort.labels is not None and not any(any(m.case.sizes.values()) for m in measured):
+    if lesions is None and cohort.labels is not None and not any(any(m.case.sizes.values()) for m in measured):
         raise MedsegError(
             f"no mask holds any of the labels {dict(cohort.labels.names)}; is data.labels the right folder?"
         )
@@ -161,16 +173,25 @@ def fingerprint(
 
 
 def content_key(
-    cohort: Cohort, options: Mapping[str, Any] | None = None, *, workers: int = 2, progress: bool = True
+    cohort: Cohort,
+    options: Mapping[str, Any] | None = None,
+    *,
+    lesions: LesionRule | None = None,
+    workers: int = 2,
+    progress: bool = True,
 ) -> str:
-    """A hash of everything that `fingerprint` depends on: the bytes of all files, ids, channels, labels and options.
+    """A hash of everything that `fingerprint` depends on: the bytes of all files, ids, channels, labels, boxes and options.
 
     Neither the folder, the order of the cases nor the files' dates matter.
     """
 
     def digest(case: Case) -> list[Any]:
         try:
-            return [case.id, [_identity(source) for source in case.images], case.label and _identity(case.label)]
+            known = [case.id, [_identity(source) for source in case.images], case.label and _identity(case.label)]
+            if lesions is not None:
+                boxes = case.boxes
+                known.append(hashlib.sha256(boxes.read_bytes()).hexdigest() if isinstance(boxes, Path) else boxes)
+            return known
         except OSError as error:
             raise MedsegError(f"case {case.id!r}: cannot read {error.filename}: {error.strerror}") from None
 
@@ -180,7 +201,10 @@ def content_key(
     ]  # fmt: skip
     cases = sorted(cohort.cases, key=lambda case: case.id)
     rows = _in_parallel(digest, cases, workers, "content" if progress else "")
-    text = json.dumps([FORMAT, list(cohort.channels), labels, dict(options or {}), rows], sort_keys=True)
+    known = [FORMAT, list(cohort.channels), labels, dict(options or {}), rows]
+    if lesions is not None:
+        known.append(asdict(lesions))
+    text = json.dumps(known, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -194,7 +218,9 @@ class _Measured:
     modalities: tuple[str, ...]
 
 
-def _measure(case: Case, labels: LabelTable | None, options: Mapping[str, Any], samples: int) -> _Measured:
+def _measure(
+    case: Case, labels: LabelTable | None, options: Mapping[str, Any], samples: int, rule: LesionRule | None
+) -> _Measured:
     volume = scans.read_case(case, options)
     data, geometry = volume.data, volume.geometry
     axes = tuple(range(1, data.ndim))
@@ -202,18 +228,26 @@ def _measure(case: Case, labels: LabelTable | None, options: Mapping[str, Any], 
     if not np.isfinite(span).all():
         raise MedsegError(f"case {case.id!r}: the image holds NaN or infinite values; mend the file")
     present = (data != 0).any(0)
-    if case.label is not None and labels is not None:
+    three = geometry.dimensions == 3
+    order = reorientation_to(geometry, "RAS").order if three else tuple(range(geometry.dimensions))
+    sizes: dict[str, float] = {}
+    lengths: dict[str, tuple[tuple[float, ...], ...]] = {}
+    if rule is not None and labels is not None:
+        found = read_lesions(case, geometry, labels, rule)
+        marked = _filled(found.boxes, geometry.shape) if found.numbered is None else found.numbered > 0
+        # Without any lesion the values of the whole scan stand for what lesions are looked for in.
+        foreground = marked if marked.any() else present
+        lengths = _lengths(found.boxes, geometry, labels, order)
+    elif case.label is not None and labels is not None:
         mask, _ = scans.read_mask(case.label, geometry, labels)
         foreground, sizes = _labelled(mask, geometry, labels, case.id)
     else:
-        foreground, sizes = present, {}
+        foreground = present
     where = np.flatnonzero(foreground)
     if len(where) > samples:
         seed = int.from_bytes(hashlib.sha256(case.id.encode()).digest()[:16], "little")
         rng = np.random.Generator(np.random.Philox(key=seed))
         where = where[np.sort(rng.integers(len(where), size=samples))]
-    three = geometry.dimensions == 3
-    order = reorientation_to(geometry, "RAS").order if three else tuple(range(geometry.dimensions))
     crop = _box_shape(present)
     return _Measured(
         CaseStatistics(
@@ -225,6 +259,7 @@ def _measure(case: Case, labels: LabelTable | None, options: Mapping[str, Any], 
             crop=tuple(crop[axis] for axis in order),
             stored=order,
             sizes=sizes,
+            lesions=lengths,
         ),
         values=data.reshape(len(data), -1)[:, where].astype(np.float32),
         span=span,
@@ -247,6 +282,27 @@ def _labelled(mask: Array, geometry: Geometry, labels: LabelTable, case: str) ->
     if labels.ignore is not None:
         foreground &= mask != labels.ignore
     return foreground, sizes
+
+
+def _filled(boxes: Boxes, shape: Sequence[int]) -> Array:
+    """``shape`` bool: what lies in any of the boxes."""
+    inside = np.zeros(shape, bool)
+    for box in boxes.boxes:
+        low, high = np.floor(box[: len(shape)]).astype(int), np.ceil(box[len(shape) :]).astype(int)
+        inside[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))] = True
+    return inside
+
+
+def _lengths(
+    boxes: Boxes, geometry: Geometry, labels: LabelTable, order: Sequence[int]
+) -> dict[str, tuple[tuple[float, ...], ...]]:
+    """Label → the lengths of its boxes along the axes ``order`` of the scan, in its unit."""
+    half = geometry.dimensions
+    sides = ((boxes.boxes[:, half:] - boxes.boxes[:, :half]) * geometry.spacing)[:, list(order)]
+    return {
+        name: tuple(tuple(float(f"{side:.6g}") for side in row) for row in sides[boxes.labels == value])
+        for value, name in labels.names.items()
+    }
 
 
 def _box_shape(present: Array) -> tuple[int, ...]:
@@ -324,4 +380,7 @@ def _in_parallel(work: Callable[[Case], _T], cases: Sequence[Case], workers: int
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    """Lists of JSON as tuples, however deep."""
+    if isinstance(value, dict):
+        return {name: _tuples(entry) for name, entry in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

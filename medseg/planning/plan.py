@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from medseg.errors import MedsegError
+from medseg.planning.anchors import BoxPlan
 from medseg.structures import LabelTable
 from medseg.volume import Unit
 
@@ -63,6 +64,7 @@ class Plan:
         mirror_axes: axes along which mirrored copies are as plausible as the original.
         foreground: share of the crops of a batch that are centred on a labelled voxel.
         options: reader choices that change values or grid (SUV, uneven, inversion), so that prediction reads as training did.
+        boxes: where a detector looks for lesions; None for other tasks.
     """
 
     task: str
@@ -84,6 +86,7 @@ class Plan:
     foreground: float
     memory_gb: float
     options: Mapping[str, Any] = field(default_factory=dict)
+    boxes: BoxPlan | None = None
     why: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,7 +126,10 @@ class Plan:
         unknown = sorted(set(values) - known)
         if unknown:
             raise MedsegError(f"plan has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-        plain = _to_plain(self) | {name: _plain(value) for name, value in values.items()}
+        mine = _to_plain(self)
+        plain = mine | {name: _plain(value) for name, value in values.items()}
+        if isinstance(values.get("boxes"), Mapping):  # some of its values
+            plain["boxes"] = {**mine.get("boxes", {}), **plain["boxes"]}
         return replace(_from_plain(plain), why={**self.why, **dict.fromkeys(values, why)})
 
     def preprocessing_key(self) -> str:
@@ -140,7 +146,10 @@ class Plan:
             "options",
         )
         plain = _to_plain(self)
-        text = json.dumps({name: plain[name] for name in names}, sort_keys=True)
+        chosen = {name: plain[name] for name in names}
+        if self.boxes is not None:
+            chosen["lesions"] = plain["boxes"]["rule"]
+        text = json.dumps(chosen, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
@@ -164,9 +173,11 @@ class Plan:
                 f"{origin}: expected a plan of format {FORMAT}, found {found}; make it again with medseg plan"
             )
         entries = {k: v for k, v in body.items() if k != "format"}
-        expected = {f.name for f in fields(cls)} - {"why"}
-        if set(entries) != expected or not all(isinstance(v, dict) and "value" in v for v in entries.values()):
-            odd = sorted(set(entries) ^ expected)
+        expected = {f.name for f in fields(cls)} - {"why", "boxes"}
+        if set(entries) - {"boxes"} != expected or not all(
+            isinstance(v, dict) and "value" in v for v in entries.values()
+        ):
+            odd = sorted((set(entries) - {"boxes"}) ^ expected)
             raise MedsegError(f"{origin}: expected {{value, why}} under each of {sorted(expected)}; look at {odd}")
         try:
             plan = _from_plain({name: entry["value"] for name, entry in entries.items()})
@@ -203,6 +214,8 @@ def _plain(value: Any) -> Any:
             "regions": {name: list(values) for name, values in value.regions.items()},
             "paint": list(value.paint),
         }
+    if isinstance(value, BoxPlan):
+        return value.to_plain()
     if isinstance(value, Channel):
         return {f.name: getattr(value, f.name) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -213,7 +226,12 @@ def _plain(value: Any) -> Any:
 
 
 def _to_plain(plan: Plan) -> dict[str, Any]:
-    return {f.name: _plain(getattr(plan, f.name)) for f in fields(plan) if f.name != "why"}
+    """What YAML holds, without ``why``, and without ``boxes`` where there are none."""
+    return {
+        f.name: _plain(getattr(plan, f.name))
+        for f in fields(plan)
+        if f.name != "why" and not (f.name == "boxes" and plan.boxes is None)
+    }
 
 
 def _from_plain(values: Mapping[str, Any]) -> Plan:
@@ -243,4 +261,5 @@ def _from_plain(values: Mapping[str, Any]) -> Plan:
         foreground=float(v["foreground"]),
         memory_gb=float(v["memory_gb"]),
         options=dict(v["options"]),
+        boxes=None if v.get("boxes") is None else BoxPlan.from_plain(v["boxes"]),
     )

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from medseg.errors import MedsegError, all_at_once
 from medseg.scans.find import Found, find
-from medseg.scans.labels import Names, label_table
+from medseg.scans.labels import Names, class_names, label_table
 from medseg.scans.matching import is_colour
 from medseg.scans.picture import COLOURS
 from medseg.scans.tables import read_table
-from medseg.structures import Case, Cohort, Fault, LabelTable
+from medseg.structures import Case, Cohort, Fault
 
 
 def existing(path: Path, what: str) -> Path:
@@ -75,16 +75,8 @@ def box_cohort(
     if not kept:
         reasons = [str(fault) for fault in rest[:20]] or ["all were skipped"]
         raise all_at_once(f"{where}: no case is left to work with:", reasons)
-    return Cohort(tuple(kept), tuple(channels or _channels(kept[0])), _labels(label_names, classes, where), tuple(rest))
-
-
-def _labels(label_names: Names | None, classes: Iterable[str], where: Path) -> LabelTable:
-    if label_names is not None:
-        return label_table(label_names)
-    found = dict.fromkeys(name for name in classes if name)
-    if not found:
-        raise MedsegError(f"{where}: no annotation names a class; say which there are with data.label_names=[lesion]")
-    return LabelTable(dict(enumerate(found, 1)))
+    labels = label_table(class_names(classes, str(where)) if label_names is None else label_names)
+    return Cohort(tuple(kept), tuple(channels or _channels(kept[0])), labels, tuple(rest))
 
 
 def _channels(case: Case) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ its boxes are worth is judged by `medseg.scans.boxes`. The writer is `medseg.exp
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,20 +45,43 @@ def read(path: Path, geometry: Geometry) -> list[Marked]:
             ``grids_differ`` where it says for which shape it is made, and the scan has another.
     """
     body = _body(path)
-    listed = body.get("boxes")
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise _malformed(path, f"expected a list 'boxes' of objects, found {repr(listed)[:60]}")
     if body.get("frame", FRAME) not in (FRAME, "px"):
         raise _malformed(path, f"expected the frame {FRAME!r}, found {body['frame']!r}; convert it")
     source = _grid_of(path, body, geometry)
-    return [_box(path, number, entry, source, geometry) for number, entry in enumerate(listed, 1)]
+    return [_box(path, number, entry, source, geometry) for number, entry in enumerate(body["boxes"], 1)]
+
+
+def classes(path: Path) -> list[str]:
+    """The classes that a file names, a box each, without looking at its boxes.
+
+    Raises:
+        ScanError: ``missing_file``, ``unreadable``; ``malformed_boxes`` where it holds no list of boxes.
+    """
+    named = (entry.get("label") for entry in _body(path)["boxes"])
+    return [str(label) for label in named if label not in (None, "")]
+
+
+def read_working_point(path: Path) -> dict[str, float]:
+    """Label → score from which a box of a file is a finding; empty where the file states none, and all are.
+
+    Raises:
+        ScanError: ``missing_file``, ``unreadable``; ``malformed_boxes`` where it is not laid out so.
+    """
+    stated = _body(path).get("working_point", {})
+    if not isinstance(stated, dict) or not all(_is_number(v) and math.isfinite(v) for v in stated.values()):
+        raise _malformed(path, f"expected the working_point as a score a label, found {repr(stated)[:60]}")
+    return {label: float(score) for label, score in stated.items()}
 
 
 def _body(path: Path) -> Mapping[str, Any]:
+    """The object that a file holds, with a list of objects ``boxes``. Raises ScanError."""
     with decoding(path, "boxes.json"):
         body = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(body, dict):
         raise _malformed(path, f"expected an object with a list 'boxes', found {repr(body)[:60]}")
+    listed = body.get("boxes")
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        raise _malformed(path, f"expected a list 'boxes' of objects, found {repr(listed)[:60]}")
     return body
 
 

@@ -125,6 +125,16 @@ def write_cell(boxes: Sequence[Marked]) -> str:
     return ";".join(",".join([*(f"{edge:.10g}" for edge in box.edges), *filter(None, [box.label])]) for box in boxes)
 
 
+def classes_of(boxes: Path | str) -> list[str]:
+    """The classes that a cell or a file names, in its order; none where it cannot be read, as `boxes_of_case` will say."""
+    try:
+        if isinstance(boxes, Path):
+            return _classes_of_file(boxes)
+        return [box.label for box in _cell_of_any(boxes) if box.label]
+    except ScanError:
+        return []
+
+
 def checked(
     marked: Sequence[Marked], geometry: Geometry, table: LabelTable, case: str = ""
 ) -> tuple[Boxes, list[Fault]]:
@@ -191,11 +201,8 @@ def boxes_of_mask(
     if not table.exclusive:
         names = ", ".join(table.regions)
         raise MedsegError(f"boxes of a mask: expected labels that exclude each other, found the regions {names}")
-    if instances and len(table.names) > 1:
-        raise MedsegError(
-            "an instance mask numbers its lesions and says nothing of their class: expected one label, found "
-            f"{', '.join(table.names.values())}; give a boxes.json instead"
-        )
+    if instances:
+        check_instances(table)
     values = ndimage.find_objects(mask)  # the window of each value above 0, or None
     present = [value for value, window in enumerate(values, 1) if window is not None and value != table.ignore]
     unknown = [] if instances else unique_values(table, present)
@@ -224,6 +231,16 @@ def boxes_of_mask(
     return Boxes(np.array(boxes, np.float64), np.array(labels, np.int64)), numbered
 
 
+def check_instances(table: LabelTable) -> None:
+    """Raise MedsegError where masks number their lesions and there are several labels, or regions, that these could be."""
+    if len(table.names) > 1 or not table.exclusive:
+        found = ", ".join(list(table.regions or table.names.values())[:5])
+        raise MedsegError(
+            f"an instance mask numbers its lesions and says nothing of their class: expected one label, found {found}; name one "
+            "with data.label_names={1: lesion}, or give boxes instead"
+        )
+
+
 def _marked(boxes: Path | str, geometry: Geometry) -> list[Marked]:
     """What a cell or a file says, in voxel edges of ``geometry``. Raises ScanError."""
     if isinstance(boxes, str):
@@ -237,6 +254,24 @@ def _marked(boxes: Path | str, geometry: Geometry) -> list[Marked]:
 
         return voc.read(boxes, geometry)
     raise ScanError(f"{boxes}: expected boxes as a boxes.json or a Pascal VOC .xml; convert it", "unsupported")
+
+
+def _classes_of_file(path: Path) -> list[str]:
+    if path.suffix.lower() == ".json":
+        from medseg.scans import box_json
+
+        return box_json.classes(path)
+    from medseg.scans import voc
+
+    return [box.label for box in voc.parse(path).objects if box.label]
+
+
+def _cell_of_any(cell: str) -> list[Marked]:
+    """The boxes of a cell, of pictures or of volumes: one of the two always refuses the other's. Raises ScanError."""
+    try:
+        return read_cell(cell, 2)
+    except ScanError:
+        return read_cell(cell, 3)
 
 
 def _check_extent(box: Marked, edges: Array) -> None:

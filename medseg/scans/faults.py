@@ -2,8 +2,10 @@
 
 Kinds of faults: those of `reading.ScanError` (``unreadable``, ``truncated``, ``not_3d``, ``grids_differ``, ``non_integer`` …),
 those of the layout (``image_without_label``, ``label_without_image``, ``missing_channel`` …; of SEG and RTSTRUCT
-``source_absent``, ``other_frame_of_reference``, ``several_annotations`` …), and here ``wrong_dimensions``,
-``channels``, ``not_finite``, ``blank_image``, ``spacing``, ``unknown_label``, ``empty_label``, ``duplicate``, ``near_duplicate``.
+``source_absent``, ``other_frame_of_reference``, ``several_annotations`` …), those of boxes (`medseg.scans.boxes`: single boxes
+that are left out by name, and what makes a case of no use to a detector), and here ``wrong_dimensions``, ``channels``,
+``not_finite``, ``blank_image``, ``spacing``, ``unknown_label``, ``empty_label``, ``boxes_against_mask``, ``duplicate``,
+``near_duplicate``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from medseg.scans import read_case, read_mask
+from medseg.scans.boxes import boxes_of_case, check_instances, is_usable
 from medseg.scans.duplicates import Print, duplicates, print_of
 from medseg.scans.find import HARMLESS
 from medseg.scans.labels import NAMED
@@ -39,7 +42,8 @@ LEAST_SPACING_MM, MOST_SPACING_MM, MOST_ANISOTROPY = 0.01, 50.0, 100.0
 class Seen:
     """What was seen of one case: nothing but faults where it could not be read.
 
-    ``voxels`` is the number of voxels of each value above 0 of its mask.
+    ``voxels`` is the number of voxels of each value above 0 of its mask, ``boxes`` the number of boxes of each label; None
+    where nobody can say which there are.
     """
 
     case: Case
@@ -47,6 +51,7 @@ class Seen:
     channels: int = 0
     modality: str = ""
     voxels: Mapping[int, int] = field(default_factory=dict)
+    boxes: Mapping[int, int] | None = None
     print: Print | None = None
     faults: tuple[Fault, ...] = ()
 
@@ -56,6 +61,7 @@ def faults(
     dimensions: int | None = None,
     *,
     options: Mapping[str, Any] | None = None,
+    instances: bool = False,
     progress: bool = True,
     workers: int = 2,
 ) -> list[Fault]:
@@ -64,17 +70,29 @@ def faults(
     Args:
         dimensions: 2 for pictures, 3 for volumes; None for what most cases are.
         options: of the readers, as `medseg.scans.read_volume` takes them.
+        instances: masks number their lesions, all of the one label that there is.
     """
-    seen = examine(cohort, options=options, progress=progress, workers=workers)
+    seen = examine(cohort, options=options, instances=instances, progress=progress, workers=workers)
     return compare(cohort, seen, dimensions, options=options)
 
 
 def examine(
-    cohort: Cohort, *, options: Mapping[str, Any] | None = None, progress: bool = True, workers: int = 2
+    cohort: Cohort,
+    *,
+    options: Mapping[str, Any] | None = None,
+    instances: bool = False,
+    progress: bool = True,
+    workers: int = 2,
 ) -> list[Seen]:
-    """Read every case once, by ``workers`` threads (decompressing and numpy leave the interpreter to the others)."""
+    """Read every case once, by ``workers`` threads (decompressing and numpy leave the interpreter to the others).
+
+    Raises:
+        MedsegError: ``instances`` are of several labels.
+    """
+    if instances and cohort.labels is not None:
+        check_instances(cohort.labels)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        results = pool.map(lambda case: _examine(case, cohort, options or {}), cohort.cases)
+        results = pool.map(lambda case: _examine(case, cohort, options or {}, instances), cohort.cases)
         return list(tqdm(results, total=len(cohort.cases), desc="checking", unit="case", disable=not progress))
 
 
@@ -107,7 +125,7 @@ def duplicate_groups(
     return {case: group[0] for group in (*near, *exact) for case in group}
 
 
-def _examine(case: Case, cohort: Cohort, options: Mapping[str, Any]) -> Seen:
+def _examine(case: Case, cohort: Cohort, options: Mapping[str, Any], instances: bool) -> Seen:
     found: list[Fault] = []
 
     def say(kind: str, reason: str) -> None:
@@ -128,15 +146,18 @@ def _examine(case: Case, cohort: Cohort, options: Mapping[str, Any]) -> Seen:
         print_ = print_of(case.id, case.patient, volume.data)
     except (ScanError, OSError) as error:
         say(error.kind if isinstance(error, ScanError) else "unreadable", str(error))
-    voxels: dict[int, int] = {}
+    voxels: dict[int, int] | None = None
     if case.label is not None and (geometry is not None or case.label.kind not in NAMED):
         try:
             mask, _ = read_mask(case.label, geometry, cohort.labels)
-            voxels = _check_mask(mask, cohort, say)
+            voxels = _check_mask(_of_one_label(mask, cohort) if instances else mask, cohort, say)
         except (ScanError, OSError) as error:
             kind = error.kind if isinstance(error, ScanError) else "unreadable"
             say(kind, f"{error} with {_skip(case)}" if kind == "grids_differ" else str(error))
-    return Seen(case, geometry, channels, modality, voxels, print_, tuple(found))
+    boxes = _check_boxes(case, cohort, geometry, say) if geometry is not None else None
+    if voxels is not None and boxes is not None:
+        _check_agreement(_marks(voxels, cohort), sum(boxes.values()), say)
+    return Seen(case, geometry, channels, modality, voxels or {}, boxes, print_, tuple(found))
 
 
 def _check_values(image: Array, names: Sequence[str], say: _Say) -> None:
@@ -173,11 +194,41 @@ def _check_mask(mask: Array, cohort: Cohort, say: _Say) -> dict[int, int]:
                 "unknown_label",
                 f"the label holds {listed}, which nothing names; known are {known}. Name it or mend the label",
             )
-        if not set(voxels) - {cohort.labels.ignore}:
-            say("empty_label", "the label marks nothing")
-    elif not voxels:
+    if not _marks(voxels, cohort):
         say("empty_label", "the label marks nothing")
     return voxels
+
+
+def _of_one_label(mask: Array, cohort: Cohort) -> Array:
+    """A mask that numbers its lesions as one of their label."""
+    if cohort.labels is None:
+        return mask
+    (label,) = cohort.labels.names
+    return np.where((mask == 0) | (mask == cohort.labels.ignore), mask, label)
+
+
+def _marks(voxels: Mapping[int, int], cohort: Cohort) -> bool:
+    """Whether a mask with these values marks more than what shall be ignored."""
+    return bool(set(voxels) - {cohort.labels.ignore if cohort.labels is not None else None})
+
+
+def _check_boxes(case: Case, cohort: Cohort, geometry: Geometry, say: _Say) -> dict[int, int] | None:
+    """Number of boxes of each label; None where nobody can say which there are, or nobody was asked."""
+    marked = case.boxes is not None
+    asked = marked or (case.label is None and any(other.boxes is not None for other in cohort.cases))
+    if not asked or cohort.labels is None:
+        return None
+    boxes, wrong = boxes_of_case(case, geometry, cohort.labels)
+    for fault in wrong:
+        say(fault.kind, fault.message)
+    return dict(Counter(boxes.labels.tolist())) if is_usable(wrong) else None
+
+
+def _check_agreement(mask: bool, boxes: int, say: _Say) -> None:
+    """A case that has a mask and boxes is one without lesion in both or in neither."""
+    if mask != bool(boxes):
+        found = f"{boxes} box(es), and its mask marks nothing" if boxes else "no box, and its mask marks something"
+        say("boxes_against_mask", f"it has {found}; mend one of them (a detector believes the boxes)")
 
 
 def _duplicates(

@@ -137,7 +137,7 @@ def selected(found: Found, select: Select) -> tuple[Found, list[FoundSource]]:
 
 
 def table_cases(table: Table, channels: int | None = None, *, select: Select = None) -> tuple[list[Case], list[Fault]]:
-    """A case for each row whose files are there. Labels are taken where the table has a column for them.
+    """A case for each row whose files are there. Labels and boxes are taken where the table has a column for them.
 
     Args:
         channels: how many channels a case must have; None for as many as the table has image columns.
@@ -160,14 +160,12 @@ def table_cases(table: Table, channels: int | None = None, *, select: Select = N
                 reason = f"expected {channels} image columns, found {len(sources)}: {', '.join(table.images)}"
                 raise ScanError(reason, "missing_channel")
             label = _label_of(table.resolve(row.get("label")), found[0]) if row.get("label") else None
-            boxes = row.get("boxes")
-            beside = table.resolve(boxes) if boxes.endswith(".json") else None
             cases.append(
                 Case(
                     id=name,
                     images=sources,
                     label=label,
-                    boxes=(beside or boxes) or None,
+                    boxes=table.boxes_of(row),
                     class_name=row.get("class") or None,
                     patient=row.get("patient") or found[0].patient,
                     metadata=row.metadata,

@@ -1,4 +1,7 @@
-"""What the values of masks mean: label tables from what a user or a data set says, or from the labels themselves."""
+"""What the values of masks mean: label tables from what a user or a data set says, or from the labels themselves.
+
+A data set that has boxes and no mask numbers the classes of its boxes.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from tqdm import tqdm
 
 from medseg.errors import MedsegError
 from medseg.scans import read_mask
+from medseg.scans.boxes import classes_of
 from medseg.scans.reading import ScanError
 from medseg.scans.segments import IGNORE, Segment, canonical, check_rules, numbered, renamed
 from medseg.structures import Case, Fault, LabelTable, Source
@@ -48,9 +52,14 @@ class LabelOptions:
             except ScanError as error:
                 faults.append(Fault(case.id, error.kind, str(error)))
         masks = [case.label for case in kept if case.label]
-        if not masks:
+        boxes = [case.boxes for case in kept if case.boxes is not None]
+        if not masks and not boxes:
             return kept, None, faults
-        names = self.names or list(self.match or ()) or found_labels(masks, ignore=self.ignore, progress=progress)
+        names = self.names or list(self.match or ())
+        if not names and masks:
+            names = found_labels(masks, ignore=self.ignore, progress=progress)
+        elif not names:
+            names = class_names(sorted({name for marked in boxes for name in classes_of(marked)}), "boxes")
         table = label_table(names, ignore=self.ignore, regions=self.regions, paint=self.paint)
         known = {canonical(name) for name in (*table.names.values(), *table.regions, IGNORE)}
         unknown = [name for name in self.match or () if canonical(name) not in known]
@@ -138,6 +147,23 @@ def found_labels(masks: Sequence[Source], *, ignore: int | None = None, progress
             f"none of the {len(masks)} masks holds a label (a value above 0); is data.labels the right folder?"
         )
     return {value: f"label_{value}" for value in values}
+
+
+def class_names(classes: Iterable[str], where: str) -> dict[int, str]:
+    """Value → name for the classes that boxes name: numbered from 1 in their order, or ``"label_<value>"`` where all are values.
+
+    Args:
+        where: what the annotations are called in messages.
+
+    Raises:
+        MedsegError: no class is named.
+    """
+    found = list(dict.fromkeys(name for name in classes if name))
+    if not found:
+        raise MedsegError(f"{where}: no annotation names a class; say which there are with data.label_names=[lesion]")
+    if all(name.isdecimal() and int(name) > 0 for name in found):
+        return {int(name): f"label_{int(name)}" for name in found}
+    return dict(enumerate(found, 1))
 
 
 def segments_of(source: Source) -> list[tuple[Segment, ...]]:

@@ -10,14 +10,15 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from medseg.errors import MedsegError, all_at_once
-from medseg.scans.find import LEFT_OUT, Found, find, find_one
+from medseg.scans.box_files import box_files, case_names, paired_files
+from medseg.scans.find import LEFT_OUT, Found, FoundSource, find, find_one
 from medseg.scans.inputs import Select, as_case, input_cases, read_json, selected, table_cases
 from medseg.scans.labels import LabelOptions, Names
-from medseg.scans.matching import Rule, examinations, is_colour, rules_of
+from medseg.scans.matching import Rule, examinations, is_colour, names_of, rules_of
 from medseg.scans.names import case_id, stem
 from medseg.scans.pairing import Choice, Paired, paired
 from medseg.scans.reading import ScanError
@@ -33,6 +34,7 @@ Channels = Sequence[str] | Mapping[str, str]
 def folder(
     images: Path | str,
     labels: Path | str | None = None,
+    boxes: Path | str | None = None,
     *,
     label_names: Names | None = None,
     label_match: Mapping[str, str] | None = None,
@@ -55,17 +57,20 @@ def folder(
     Files ending in ``_0000``, ``_0001`` … are the channels of one case.
 
     Args:
-        images, labels: folders of any depth. With ``labels=None``, SEG and RTSTRUCT beside the images are the labels, and
-            series that none refers to are left out; where there are none, the data set has no labels.
+        images, labels: folders of any depth. With ``labels=None`` and no ``boxes``, SEG and RTSTRUCT beside the images are the
+            labels, and series that none refers to are left out; where there are none, the data set has no labels.
+        boxes: a folder of any depth with a file of boxes for each image: ``<id>.json`` or ``<id>/boxes.json`` (as predictions
+            are written), or Pascal VOC ``<id>.xml``. They go before those of ``table``.
         label_names, ignore, regions, paint: see `medseg.scans.labels.label_table`; without names, the masks are read and
-            their values numbered. A SEG or RTSTRUCT is matched by the names of its segments or regions.
+            their values numbered, or the classes of the boxes where there is no mask. A SEG or RTSTRUCT is matched by the
+            names of its segments or regions.
         label_match: label → regular expression that the whole name of a segment or region matches, whatever its case; all
             other segments are left out. Without it every segment must be named.
         channels: a name a channel, or name → regular expression by which DICOM series are told apart.
         select: which volumes are wanted (`medseg.scans.select.Selection`).
         skip: ids of cases to leave out.
         table: a CSV table with a column ``id``; ``patient``, ``class``, ``boxes`` and metadata are taken from it.
-        columns: our name → the name in ``table``.
+        columns: our name → the name in ``table``. An empty cell of ``boxes`` says that there is no lesion.
         label_suffix: what the names of labels end in beside those of images (``"_seg"``).
         annotation_match: a regular expression over kind and path of SEG and RTSTRUCT (``"seg .*reader_1"``): others are left out.
         merge_annotations: whether several SEG (or RTSTRUCT) of one series are painted together; otherwise they are a fault.
@@ -74,7 +79,8 @@ def folder(
         MedsegError: a folder is missing or empty, or no image fits any label.
     """
     images = Path(images)
-    labels = None if labels is None else Path(labels)
+    labels, boxes = (None if given is None else Path(given) for given in (labels, boxes))
+    files = [] if boxes is None else _box_files(boxes)
     choice = Choice(annotation_match, merge_annotations)
     everything = _found(images, "images", progress)
     rules = None if channels is None else rules_of(channels)
@@ -82,9 +88,9 @@ def folder(
     if labels is not None:
         everything, masks = _separate(everything, images, labels, label_suffix, progress)
     found, unwanted = selected(everything, select)
-    if labels is None and not masks.annotations:
-        known_rows = set(read_table(Path(table), columns).by_id()) if table is not None else set()
-        entries, faults = examinations(found, rules, known_rows)
+    if labels is None and (boxes is not None or not masks.annotations):
+        known = set(read_table(Path(table), columns).by_id()) if table is not None else set()
+        entries, faults = examinations(found, rules, known.union(*map(case_names, files)))
         names = {entry.id: entry.names for entry in entries}
         pairs = Paired([as_case(entry) for entry in entries], [*found.faults, *faults], names)
     else:
@@ -98,6 +104,8 @@ def folder(
             unwanted=unwanted,
             all_labelled=labels is not None,
         )
+    if boxes is not None:
+        pairs = _with_boxes(pairs, files, (images, boxes), unwanted)
     left_out = [fault for fault in found.unread if fault.kind == LEFT_OUT]
     cases, faults = _with_table(pairs.cases, [*pairs.faults, *left_out], pairs.names, table, columns)
     options = LabelOptions(label_names, ignore, regions, paint, label_match)
@@ -222,7 +230,10 @@ def table(
     """A CSV table with a row a case: ``id, image[, image_2 …], label, boxes, class, patient`` and any metadata.
 
     Paths are relative to the table; a folder with one DICOM series is a path too, or with several of which ``select`` wants
-    one. A label may be a SEG or RTSTRUCT, or a folder that holds one. See `folder` for the options.
+    one. A label may be a SEG or RTSTRUCT, or a folder that holds one. A cell of ``boxes`` is ``x0,y0,x1,y1[,label];…`` in pixels
+    (a volume: ``i0,j0,k0,i1,j1,k1[,label];…`` in voxel edges), ``none`` or empty where there is no lesion, or the path of a
+    ``.json`` or ``.xml`` of boxes. Where other rows have a label, one without needs boxes or ``none``. See `folder` for the
+    options.
 
     Raises:
         MedsegError: no such table, or a column is missing.
@@ -231,9 +242,6 @@ def table(
     if not read.rows:
         raise MedsegError(f"{read.path}: the table has column names but no row")
     cases, faults = table_cases(read, select=select)
-    if any(case.label for case in cases):
-        faults += [Fault(c.id, "image_without_label", "its row names no label") for c in cases if c.label is None]
-        cases = [case for case in cases if case.label]
     count: dict[str, int] = defaultdict(int)
     for case in cases:
         count[case.id] += 1
@@ -258,14 +266,32 @@ def _cohort(
     if unknown:
         raise MedsegError(f"skip: {where} has no case {', '.join(map(repr, unknown[:5]))}; look at how it is spelt")
     kept = sorted((case for case in cases if case.id not in skipped), key=lambda case: case.id)
-    rest = tuple(fault for fault in faults if fault.case not in skipped)
+    kept, bare = _annotated(kept)
     kept, table, unnamed = labels.apply(kept, progress)
-    rest += tuple(unnamed)
+    rest = (*(fault for fault in faults if fault.case not in skipped), *bare, *unnamed)
     if not kept:
         raise all_at_once(
             f"{where}: no case is left to work with:", map(str, rest[:20]) if rest else ["all were skipped"]
         )
     return Cohort(tuple(kept), tuple(channels or _channel_names(kept[0])), table, rest)
+
+
+def _annotated(cases: Sequence[Case]) -> tuple[list[Case], list[Fault]]:
+    """The cases that have a mask or boxes, if any has, and a fault for each of the others.
+
+    An empty cell of boxes says that there is no lesion, but not where the mask that other cases have is missing as well.
+    """
+    masks = any(case.label is not None for case in cases)
+    said = {case.id for case in cases if case.label is not None or case.boxes or (case.boxes == "" and not masks)}
+    if not said:
+        return list(cases), []
+    kind, reason = "image_without_annotation", "its row has no cell of boxes, which is not the same as an empty one"
+    if masks:
+        kind, reason = "image_without_label", "its row names no label"
+    if any(case.boxes is not None for case in cases):
+        reason += "; write 'none' as its boxes where there is no lesion"
+    bare = [Fault(case.id, kind, reason) for case in cases if case.id not in said]
+    return [case for case in cases if case.id in said], bare
 
 
 def _channel_names(case: Case) -> list[str]:
@@ -277,6 +303,26 @@ def _channel_names(case: Case) -> list[str]:
 
         return list(COLOURS)
     return [case.images[0].modality or "image"]
+
+
+def _box_files(folder: Path) -> list[PurePath]:
+    files = box_files(folder) if folder.is_dir() else []
+    if not files:
+        found = "none" if folder.is_dir() else f"no such folder; you stand in {Path.cwd()}"
+        raise MedsegError(
+            f"boxes {folder}: expected <id>.json, <id>/boxes.json or <id>.xml for each image, found {found}"
+        )
+    return files
+
+
+def _with_boxes(
+    pairs: Paired, files: Sequence[PurePath], where: tuple[Path, Path], unwanted: Sequence[FoundSource]
+) -> Paired:
+    """Each case with its file of boxes. ``where`` is what the folders of images and of boxes are called."""
+    told = {fault.case for fault in pairs.faults}.union(*(names_of(entry) for entry in unwanted))
+    owned, faults = paired_files({case.id: pairs.names[case.id] for case in pairs.cases}, files, where, told)
+    cases = [replace(case, boxes=where[1] / owned[case.id]) for case in pairs.cases if case.id in owned]
+    return Paired(cases, [*pairs.faults, *faults], pairs.names)
 
 
 def _found(path: Path, what: str, progress: bool) -> Found:
@@ -351,13 +397,13 @@ def _with_table(
                 Fault(case.id, "missing_row", f"{read.path} has no row with this id; add it or leave the case out")
             )
             continue
-        boxes = row.get("boxes")
+        boxes = read.boxes_of(row)
         joined.append(
             replace(
                 case,
                 patient=row.get("patient") or case.patient,
                 class_name=row.get("class") or None,
-                boxes=(read.resolve(boxes) if boxes.endswith(".json") else boxes) or None,
+                boxes=boxes if case.boxes is None else case.boxes,
                 metadata=row.metadata,
             )
         )

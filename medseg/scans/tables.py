@@ -12,12 +12,18 @@ from pathlib import Path
 from medseg.errors import MedsegError
 
 KNOWN = ("id", "image", "label", "boxes", "class", "patient")
+BOX_FILES = (".json", ".xml")
+"""Endings of files of boxes: ``boxes.json`` and Pascal VOC."""
+
 _IMAGE = re.compile(r"^image_(\d+)$")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: our columns by our names, every other column as metadata. Empty cells are left out of both."""
+    """One line of a table: our columns by our names, every other column as metadata.
+
+    Empty cells are left out of both, but for ``boxes``: an empty one says that there is no lesion, none at all says nothing.
+    """
 
     line: int
     cells: Mapping[str, str]
@@ -39,6 +45,11 @@ class Table:
     def resolve(self, cell: str) -> Path:
         """A path in a cell: relative to the table."""
         return self.path.parent / cell
+
+    def boxes_of(self, row: Row) -> Path | str | None:
+        """The boxes of a row: a file, or the cell itself (empty: no lesion); None where the table says nothing of them."""
+        cell = row.cells.get("boxes")
+        return self.resolve(cell) if cell and cell.lower().endswith(BOX_FILES) else cell
 
     def by_id(self) -> dict[str, Row]:
         """The row of each id. Raises MedsegError where two rows share one."""
@@ -85,9 +96,10 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, required: t
     theirs = set(names.values())
     rows = []
     for row in _lines(reader, path):
-        cells = {ours: (row.get(name) or "").strip() for ours, name in names.items()}
+        # A line that ends early has no cell there (None), which is not the same as an empty one.
+        cells = {ours: cell.strip() for ours, name in names.items() if (cell := row.get(name)) is not None}
         metadata = {k: v.strip() for k, v in row.items() if k not in theirs and isinstance(v, str) and v.strip()}
-        rows.append(Row(reader.line_num, {k: v for k, v in cells.items() if v}, metadata))
+        rows.append(Row(reader.line_num, {k: v for k, v in cells.items() if v or k == "boxes"}, metadata))
     images = sorted((name for name in names if name == "image" or _IMAGE.match(name)), key=_channel)
     return Table(path, tuple(rows), tuple(header), tuple(images))
 

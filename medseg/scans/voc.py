@@ -7,17 +7,16 @@ count like all others. A file without any object says that there is none; a pict
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from medseg.scans.box_cohort import box_cohort, existing, pictures_below
+from medseg.scans.box_files import box_files, paired_files
 from medseg.scans.boxes import Marked
-from medseg.scans.find import Found
 from medseg.scans.labels import Names
-from medseg.scans.names import case_id
+from medseg.scans.names import joined_stem
 from medseg.scans.reading import ScanError, decoding
 from medseg.structures import Case, Cohort, Fault
 from medseg.volume import Geometry
@@ -62,8 +61,9 @@ def voc(
     root = existing(Path(root), "root")
     places = root / images, existing(root / annotations, "annotations")
     found = pictures_below(places[0], progress)
-    files = sorted(file.relative_to(places[1]) for file in places[1].rglob("*.xml") if not file.name.startswith("."))
-    pairs, faults = _paired(found, files, places)
+    names = {entry.id: (joined_stem(entry.relative), entry.relative.stem, entry.id) for entry in found.sources}
+    unread = {fault.case for fault in found.faults}
+    pairs, faults = paired_files(names, box_files(places[1], (".xml",)), places, unread)
     cases: list[Case] = []
     classes: set[str] = set()
     for entry in found.sources:
@@ -129,45 +129,6 @@ def parse(path: Path) -> Annotation:
         for entry in body.findall("object")
     )
     return Annotation(tuple(objects), (int(size[0]), int(size[1])) if known else None)
-
-
-def _paired(
-    found: Found, files: Sequence[PurePath], places: tuple[Path, Path]
-) -> tuple[dict[str, PurePath], list[Fault]]:
-    """Picture id → its file, and what stays alone or could belong to several."""
-    by_path = {file.with_suffix(""): file for file in files}
-    exact = {entry.id: by_path.get(entry.relative.with_suffix("")) for entry in found.sources}
-    by_name: dict[str, list[PurePath]] = defaultdict(list)
-    taken = set(exact.values())
-    for file in files:
-        if file not in taken:
-            by_name[file.stem].append(file)
-    offers: dict[str, list[PurePath]] = {}
-    for entry in found.sources:
-        own = exact[entry.id]
-        offers[entry.id] = [own] if own else by_name[entry.relative.stem]
-    wanted = Counter(file for offered in offers.values() for file in offered)
-    pairs: dict[str, PurePath] = {}
-    faults: list[Fault] = []
-    for picture, offered in offers.items():
-        if not offered:
-            reason = (
-                f"no file of boxes in {places[1]} is called like it, which is not the same as a file without objects"
-            )
-            faults.append(Fault(picture, "image_without_annotation", f"{reason}; add one, or leave the picture out"))
-        elif len(offered) > 1 or wanted[offered[0]] > 1:
-            reason = f"{offered[0]} is not the only file for it, or would be that of another picture too"
-            advice = "lay out pictures and files in the same folders"
-            faults.append(Fault(picture, "ambiguous_annotation", f"{reason}; {advice}"))
-        else:
-            pairs[picture] = offered[0]
-    broken = {fault.case for fault in found.faults}  # pictures that are there and cannot be read
-    for file in files:
-        names = (case_id(file.stem), case_id("__".join(file.with_suffix("").parts)))
-        if file not in wanted and not broken.intersection(names):
-            reason = f"annotation file {file} belongs to no picture in {places[0]}; add the picture or take it away"
-            faults.append(Fault(names[0], "annotation_without_image", reason))
-    return pairs, faults
 
 
 def _number(text: str | None) -> float:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import MedsegError
-from medseg.structures import LabelTable
 
 if TYPE_CHECKING:
-    from medseg.losses import Loss
+    from medseg.planning.plan import Plan
     from medseg.tasks.base import Task
 
-TASKS = ("segmentation",)
+TASKS = ("segmentation", "detection")
 
 
-def build_task(spec: Mapping[str, Any], labels: LabelTable, loss: Loss | None = None) -> Task:
-    """The task that ``spec`` names (``{"name": "segmentation"}``). Raises MedsegError for one that does not exist."""
+def build_task(spec: Mapping[str, Any], plan: Plan, loss: Callable[..., Any] | None = None) -> Task:
+    """The task that ``spec`` (``{"name": "segmentation", **options}``) names, for the labels and boxes of ``plan``.
+
+    Args:
+        loss: builder of the task's loss with its options bound; the task's own choice unless given.
+
+    Raises:
+        MedsegError: a task or an option that does not exist, or a plan that was made for another task.
+    """
+    from medseg.tasks.detection import DetectionTask
     from medseg.tasks.segmentation import SegmentationTask
 
-    if spec.get("name") != "segmentation":
-        raise MedsegError(f"task {spec.get('name')!r}: expected one of {', '.join(TASKS)}")
-    options = sorted(set(spec) - {"name"})
-    if options:
-        raise MedsegError(f"task segmentation has no option {', '.join(options)}")
-    return SegmentationTask(labels, loss)
+    name, options = spec.get("name"), {str(key): value for key, value in spec.items() if key != "name"}
+    if name not in TASKS:
+        raise MedsegError(f"task {name!r}: expected one of {', '.join(TASKS)}")
+    if plan.task != name:
+        raise MedsegError(f"task {name}: the plan was made for {plan.task}; make one with medseg plan task={name}")
+    kind = DetectionTask if name == "detection" else SegmentationTask
+    known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise MedsegError(f"task {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    if name == "detection":
+        return DetectionTask(plan, None if loss is None else loss(), **options)
+    return SegmentationTask(plan.labels, None if loss is None else loss(exclusive=plan.labels.exclusive))

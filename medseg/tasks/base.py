@@ -6,7 +6,7 @@ written against these protocols. A task is composed into the training module, no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,22 +15,26 @@ from torch import Tensor
 
 from medseg.data.preprocess import Restoration
 from medseg.data.store import StoredCase
-from medseg.structures import LabelTable, Prediction
+from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Array
 
 Output = Tensor | list[Tensor] | dict[str, Any]
 """What a network returns: ``(B, C, *S)``; levels, finest first (deep supervision, in training mode only); or named tensors."""
 
 Batch = dict[str, Any]
-"""``image`` (B, C, *S) float32, ``label`` (B, 1, *S) int16 (mask values as stored), ``case``: a list of ids."""
+"""``image`` (B, C, *S) float32, ``case``: a list of ids, and what `Task.target` gives of each sample: tensors are stacked
+(``label`` (B, 1, *S) int16), anything else is listed."""
+
+View = tuple[Output, tuple[int, ...]]
+"""What a network says of a batch, and the axes of the batch along which its input was mirrored."""
 
 
 @runtime_checkable
 class Merger(Protocol):
     """Puts the outputs of windows, mirrorings and ensemble members together into one result on the plan's grid."""
 
-    def add(self, output: Array, lower: Sequence[int]) -> None:
-        """Take the output ``(C, *patch)`` of one window whose first voxel is ``lower``, already mirrored back."""
+    def add(self, answer: Any, lower: Sequence[int]) -> None:
+        """Take what `Task.combine` gave for the window whose first voxel is ``lower``."""
 
     def result(self) -> Any:
         """The merged result, which `Task.decode` understands."""
@@ -39,8 +43,8 @@ class Merger(Protocol):
 class Metrics(Protocol):
     """Collects cases on the plan's grid during training; a fresh one is made for each validation."""
 
-    def update(self, merged: Any, label: Array) -> None:
-        """Compare a merged result with the stored label ``(1, *S)`` of the same case."""
+    def update(self, merged: Any, case: StoredCase) -> None:
+        """Compare a merged result with what is stored of the same case."""
 
     def compute(self) -> dict[str, float]:
         """Figures by name; ``score`` is the one by which the best checkpoint is chosen, larger is better."""
@@ -64,22 +68,43 @@ class Task(Protocol):
         ``foreground`` asks for a crop that holds something to find, if the case has any.
         """
 
+    def target(
+        self, case: StoredCase, label: Array | None, patch_size: Sequence[int], placed: Callable[[Array], Array]
+    ) -> dict[str, Any]:
+        """What the loss compares one crop with, by the names of `Batch`.
+
+        Args:
+            label: ``(1, *patch)`` int16 after augmentation; None where the case has none.
+            placed: boxes ``(N, 2·D)`` of the plan's grid → where augmentation has put them in the patch.
+        """
+
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Scalars by name; training minimises their sum and logs each once."""
 
-    def activate(self, output: Tensor) -> Tensor:
-        """Network output in evaluation mode ``(B, C, *S)`` → what windows are merged of (probabilities)."""
+    def combine(self, views: Iterable[View]) -> Iterable[Any]:
+        """What members and mirrorings together say of each window of a batch: one answer a window, for `Merger.add`.
+
+        Args:
+            views: outputs in evaluation mode, one after another; each may be forgotten before the next is asked for.
+        """
 
     def merger(self, shape: Sequence[int], patch_size: Sequence[int]) -> Merger:
         """A fresh merger for a case of ``shape`` on the plan's grid."""
 
+    def shown(self, merged: Any, case: StoredCase) -> tuple[Array | Boxes, Array | Boxes]:
+        """The truth and what was found on the plan's grid, as pictures show them: masks ``(*S)`` or boxes."""
+
     def metrics(self) -> Metrics:
         """A fresh collector for one validation."""
 
-    def decode(self, case: str, merged: Any, restoration: Restoration, working_point: Mapping[str, Any]) -> Prediction:
-        """A merged result → what is said of the case, on the scan's own grid."""
+    def decode(self, case: str, merged: Any, restoration: Restoration, thresholds: Mapping[str, float]) -> Prediction:
+        """A merged result → what is said of the case, on the scan's own grid.
 
-    def score(self, output: Tensor, target: str, region: Tensor | None = None) -> Tensor:
+        Args:
+            thresholds: label → score from which a finding counts; empty for tasks that need none.
+        """
+
+    def score(self, output: Output, target: str, region: Tensor | None = None) -> Tensor:
         """``(B,)`` differentiable evidence for ``target`` in ``region`` (B, 1, *S): what every explanation method uses."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from medseg.data.store import StoredCase
 from medseg.errors import MedsegError
 from medseg.losses import Loss, dice_ce
 from medseg.structures import LabelTable, Prediction
-from medseg.tasks.base import Batch, Metrics, Output, first_level, spatial_mean
+from medseg.tasks.base import Batch, Metrics, Output, View, first_level, spatial_mean
 from medseg.tiling.blending import GaussianBlender
 from medseg.volume import Array
 
@@ -26,11 +26,14 @@ class SegmentationTask:
     Args:
         labels: what the mask values mean.
         loss: how outputs are compared with labels; Dice and cross-entropy unless given.
+        components: whether training also chooses how components of the mask become boxes (``boxes=components``); means
+            nothing here.
     """
 
     name = "segmentation"
 
-    def __init__(self, labels: LabelTable, loss: Loss | None = None) -> None:
+    def __init__(self, labels: LabelTable, loss: Loss | None = None, *, components: bool = False) -> None:
+        del components
         self.labels = labels
         self._loss = dice_ce(exclusive=labels.exclusive) if loss is None else loss
         highest = max([*labels.names, labels.ignore or 0])
@@ -58,6 +61,16 @@ class SegmentationTask:
             lower = [int(u * (free + 1)) for u, free in zip(uniform, room, strict=True)]
         return tuple(min(max(low, 0), free) if free > 0 else free // 2 for low, free in zip(lower, room, strict=True))
 
+    def target(
+        self, case: StoredCase, label: Array | None, patch_size: Sequence[int], placed: Callable[[Array], Array]
+    ) -> dict[str, Any]:
+        """The mask ``label`` (1, *patch). Raises MedsegError for a case without one."""
+        if label is None:
+            raise MedsegError(
+                f"case {case.id!r}: has no label; name one in the data set, or leave the case out with data.skip"
+            )
+        return {"label": torch.from_numpy(label)}
+
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """Each level against the label sampled down to it, weighted ½ per level (Isensee et al. 2021, Methods)."""
         if isinstance(output, dict):
@@ -81,11 +94,29 @@ class SegmentationTask:
         values = self.labels.regions.values()
         return torch.cat([torch.isin(label, label.new_tensor(v)) for v in values], dim=1).float(), valid
 
-    def activate(self, output: Tensor) -> Tensor:
+    def activate(self, output: Output) -> Tensor:
+        """Logits in evaluation mode ``(B, C, *S)`` → probabilities."""
+        if not isinstance(output, Tensor):
+            raise MedsegError(f"segmentation expects a tensor from the network, found {type(output).__name__}")
         return torch.softmax(output, 1) if self.labels.exclusive else torch.sigmoid(output)
+
+    def combine(self, views: Iterable[View]) -> Array:
+        """The mean of their probabilities ``(B, K, *S)``, mirrored back."""
+        total, count = None, 0
+        for output, axes in views:
+            scores = self.activate(output)
+            scores = scores.flip(axes) if axes else scores
+            total = scores if total is None else total.add_(scores.to(total.device))
+            count += 1
+        if total is None:
+            raise MedsegError("predict: expected at least one model, found none")
+        return (total / count).cpu().numpy()
 
     def merger(self, shape: Sequence[int], patch_size: Sequence[int]) -> GaussianBlender:
         return GaussianBlender(shape, self.out_channels, patch_size)
+
+    def shown(self, merged: Array, case: StoredCase) -> tuple[Array, Array]:
+        return case.label((0,) * len(case.shape), case.shape)[0], self.values(merged)
 
     def metrics(self) -> Metrics:
         return _DiceOnGrid(self)
@@ -100,14 +131,12 @@ class SegmentationTask:
             mask[score > 0.5] = value
         return mask
 
-    def decode(
-        self, case: str, merged: Array, restoration: Restoration, working_point: Mapping[str, Any]
-    ) -> Prediction:
-        del working_point  # the likeliest label needs no threshold
+    def decode(self, case: str, merged: Array, restoration: Restoration, thresholds: Mapping[str, float]) -> Prediction:
+        del thresholds  # the likeliest label needs none
         mask = restore_mask(merged, restoration, self.values)
         return Prediction(case, restoration.scan, self.labels, mask=mask)
 
-    def score(self, output: Tensor, target: str, region: Tensor | None = None) -> Tensor:
+    def score(self, output: Output, target: str, region: Tensor | None = None) -> Tensor:
         """The mean logit of ``target`` inside ``region``. Raises MedsegError for a target that the model does not have."""
         if target not in self.labels.outputs:
             raise MedsegError(f"the model has no target {target!r}; it has {', '.join(self.labels.outputs)}")
@@ -124,9 +153,8 @@ class _DiceOnGrid:
         self._task = task
         self._dice: dict[str, list[float]] = {name: [] for name in task.labels.targets}
 
-    def update(self, merged: Array, label: Array) -> None:
-        predicted = self._task.values(merged)
-        truth = label[0]
+    def update(self, merged: Array, case: StoredCase) -> None:
+        truth, predicted = self._task.shown(merged, case)
         valid = (
             truth != self._task.labels.ignore if self._task.labels.ignore is not None else np.ones(truth.shape, bool)
         )

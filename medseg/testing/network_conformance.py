@@ -156,9 +156,9 @@ class _Check:
         """What is left to be checked as a segmentation: the mask of a detector (None without one), or the output itself."""
         if not isinstance(output, dict):
             return output
-        named = {"scores", "deltas"} <= set(output) <= {"scores", "deltas", "mask"}
-        self._expect(named, "a dictionary holds 'scores' and 'deltas', and perhaps a 'mask'", list(output))
-        scores, deltas = output["scores"], output["deltas"]
+        named = set(output) - {"mask"} in ({"scores", "deltas"}, {"scores", "faces"})
+        self._expect(named, "a dictionary holds 'scores' and 'deltas' (or 'faces'), and perhaps a 'mask'", list(output))
+        scores, deltas = output["scores"], output["deltas" if "deltas" in output else "faces"]
         kinds = [type(value).__name__ for value in (scores, deltas)]
         self._expect(kinds == ["list", "list"] and bool(scores), "scores and deltas are lists of levels", kinds)
         shapes = [tuple(level.shape) for level in scores], [tuple(level.shape) for level in deltas]

@@ -1,4 +1,4 @@
-"""`check_task`: whether a task keeps the contract of `medseg.tasks.base`, told to its author in words.
+"""`check_task`: whether a task with dense output keeps the contract of `medseg.tasks.base`, told to its author in words.
 
 It draws small masks of blocks, lets the task score, merge and decode outputs that are right, wrong and random, and compares.
 It runs no network and reads no file. What output is right for a mask, the caller says where the task is not a dense one.
@@ -63,12 +63,15 @@ class _Check:
         self._expect(tuple(perfect.shape) == shape, f"the ideal output has shape {shape}", tuple(perfect.shape))
         self._check_loss(perfect)
         self._check_score(perfect)
-        activated = self.task.activate(perfect)
-        same = activated.shape[0] == 2 and tuple(activated.shape[2:]) == self.shape and bool(activated.isfinite().all())
-        self._expect(same, "activate keeps batch and size and returns finite values", tuple(activated.shape))
-        self._check_merging(activated[0].numpy())
-        self._check_decoding(activated[0].numpy())
-        self._check_metrics(activated.numpy())
+        answers = np.asarray(self.task.combine([(perfect, ())]))
+        same = answers.shape[0] == 2 and tuple(answers.shape[2:]) == self.shape and bool(np.isfinite(answers).all())
+        self._expect(same, "combine gives a finite answer a window, of its size", answers.shape)
+        mirrored = np.asarray(self.task.combine([(perfect, ()), (perfect.flip(2), (2,))]))
+        self._expect(np.allclose(mirrored, answers, atol=1e-5), "combine mirrors back what it merges", "another answer")
+        self._check_target()
+        self._check_merging(answers[0])
+        self._check_decoding(answers[0])
+        self._check_metrics(answers)
         self._check_crops()
 
     def _expect(self, kept: bool, expected: str, found: object) -> None:
@@ -102,6 +105,13 @@ class _Check:
         found = self._total(random), self._total(torch.where(ignored, 5 * torch.randn(perfect.shape), random))
         same = abs(found[0] - found[1]) <= 1e-5 * max(1.0, abs(found[0]))
         self._expect(same, "ignored voxels do not change the loss", f"{found[0]} and {found[1]}")
+
+    def _check_target(self) -> None:
+        """What a crop is compared with are named values, tensors or anything that may be listed."""
+        label = self.label[0].numpy()
+        target = self.task.target(self._case(0), label, self.shape, lambda boxes: boxes)
+        named = isinstance(target, dict) and bool(target) and all(isinstance(name, str) for name in target)
+        self._expect(named and not set(target) & {"image", "case"}, "target returns values by name", repr(target))
 
     def _check_score(self, perfect: Tensor) -> None:
         region = torch.zeros(2, 1, *self.shape)
@@ -168,8 +178,8 @@ class _Check:
         scores = []
         for outputs in (activated, activated[::-1].copy()):
             metrics = self.task.metrics()
-            for output, label in zip(outputs, self.label.numpy(), strict=True):
-                metrics.update(self._merged(output), label)
+            for number, output in enumerate(outputs):
+                metrics.update(self._merged(output), self._case(number))
             figures = metrics.compute()
             score = figures.get("score")
             self._expect(score is not None and bool(np.isfinite(score)), "metrics have a finite 'score'", figures)
@@ -178,13 +188,7 @@ class _Check:
 
     def _check_crops(self) -> None:
         """Crops follow from the generator, touch the case, and hold something to find where that is asked for."""
-        label, targets = self.label[0, 0].numpy(), self.task.labels.targets
-        places = {name: np.argwhere(np.isin(label, values)).astype(np.int32) for name, values in targets.items()}
-        case = cast(
-            StoredCase,
-            SimpleNamespace(id="a", shape=self.shape, channels=1, locations=places, has_label=True,
-                            label=lambda lower, upper: _window(label, lower, upper)),
-        )  # fmt: skip
+        case, label, targets = self._case(0), self.label[0, 0].numpy(), self.task.labels.targets
         patch = (4,) * self.dimensions
         for seed in range(16):
             lower, again = (self.task.crop(case, patch, True, np.random.default_rng(seed)) for _ in range(2))
@@ -199,6 +203,16 @@ class _Check:
             self._expect(
                 len(anywhere) == self.dimensions, "a crop larger than the case has one start an axis", anywhere
             )
+
+    def _case(self, number: int) -> StoredCase:
+        """One of the masks with the face of a stored case."""
+        label, targets = self.label[number, 0].numpy(), self.task.labels.targets
+        places = {name: np.argwhere(np.isin(label, values)).astype(np.int32) for name, values in targets.items()}
+        known = SimpleNamespace(
+            id="a", shape=self.shape, channels=1, locations=places, has_label=True, lesions=None,
+            label=lambda lower, upper: _window(label, lower, upper),
+        )  # fmt: skip
+        return cast(StoredCase, known)
 
 
 def _mask(labels: LabelTable, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -82,7 +82,8 @@ def weighted_box_clustering(
 ) -> Fused:
     """One box a cluster, its coordinates and score averaged over what the views say (Jaeger et al. 2018, "Retina U-Net").
 
-    Clusters are those of `nms`: the best box and all that overlap it with an IoU above ``iou``. A box of score s and coordinates
+    Clusters are those of `nms`: the best box and all that overlap it with an IoU above ``iou``, where the best is the one of the
+    highest s·p, so that a box cut by its window never leads one that is whole. A box of score s and coordinates
     c weighs ``w = f · a · p``: f its IoU with the best box, a its volume, p its ``weight``. Then (section 2 of the paper)::
 
         c = Σ c·s·w / Σ s·w          score = Σ s·w / (Σ w + n_missing · mean(w))
@@ -101,9 +102,9 @@ def weighted_box_clustering(
         MedsegError: as for `nms`.
     """
     boxes, scores, labels = _checked(boxes, scores, labels, iou)
-    best, cluster, overlap = _grouped(boxes, scores, labels, iou)
-    volume = np.prod(_upper(boxes) - _lower(boxes), axis=1)
-    w = overlap * volume * (np.ones(len(boxes)) if weight is None else np.asarray(weight, np.float64))
+    place = np.ones(len(boxes)) if weight is None else np.asarray(weight, np.float64)
+    best, cluster, overlap = _grouped(boxes, scores * place, labels, iou)
+    w = overlap * np.prod(_upper(boxes) - _lower(boxes), axis=1) * place
     expected = np.broadcast_to(np.asarray(views, np.float64), scores.shape)
 
     vote = _best_of_each(cluster, np.arange(len(boxes)) if source is None else np.asarray(source), scores, w)

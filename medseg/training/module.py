@@ -15,11 +15,13 @@ from medseg.errors import MachineError
 from medseg.inference.predictor import predict_grid
 from medseg.inference.runtime import Precision, TorchRuntime
 from medseg.planning.plan import Plan
+from medseg.structures import Boxes
 from medseg.tasks.base import Batch, Output, Task
 from medseg.training.settings import Optimization
 from medseg.volume import Array
 
 SAMPLES = 3
+Sample = tuple[Array, Array | Boxes, Array | Boxes]
 
 
 class TrainingModule(pl.LightningModule):
@@ -58,7 +60,7 @@ class TrainingModule(pl.LightningModule):
         self._losses: dict[str, Tensor] = {}
         self._steps_in_epoch = 0
         self._metrics = task.metrics()
-        self._samples: dict[int, tuple[Array, Array, Any]] = {}
+        self._samples: dict[int, Sample] = {}
 
     @property
     def best_network(self) -> nn.Module:
@@ -112,18 +114,15 @@ class TrainingModule(pl.LightningModule):
         self._metrics = self.task.metrics()
 
     def validation_step(self, case: StoredCase, batch_idx: int) -> None:
-        image, label = case.whole()
+        image = case.image((0,) * len(case.shape), case.shape)
         merged = self.predict_case(image)
-        self._metrics.update(merged, label)
+        self._metrics.update(merged, case)
         if batch_idx < SAMPLES:
-            self._samples = {**self._samples, batch_idx: (image, label, merged)}
+            self._samples = {**self._samples, batch_idx: (image, *self.task.shown(merged, case))}
 
-    def samples(self) -> list[tuple[Array, Array, Array]]:
-        """The first validated cases as ``(image (C, *S), label (*S), predicted (*S))``, for pictures."""
-        values = getattr(self.task, "values", None)
-        if values is None:
-            return []
-        return [(image, label[0], values(merged)) for image, label, merged in self._samples.values()]
+    def samples(self) -> list[Sample]:
+        """The first validated cases as ``(image (C, *S), truth, found)``, for pictures: masks ``(*S)`` or boxes."""
+        return list(self._samples.values())
 
     def predict_case(self, image: Any) -> Any:
         """A preprocessed case ``(C, *S)`` → the merged result on the plan's grid, with the weights that are kept."""

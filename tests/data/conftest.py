@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from medseg.data.preprocess import preprocess, preprocess_mask
 from medseg.data.store import Store, StoredCase, _write
 from medseg.planning.plan import Channel, Plan
 from medseg.structures import LabelTable
-from medseg.volume import Geometry, Volume
+from medseg.volume import Array, Geometry, Volume
 
 SHAPES = {"a": (20, 24, 18), "b": (16, 30, 22), "c": (24, 20, 20), "d": (12, 26, 24)}
 
@@ -60,13 +61,16 @@ def make_store(folder: Path) -> Store:
         volume = Volume(values[None], Geometry.from_spacing(shape, (1.0, 1.0, 1.0)))
         image, restoration = preprocess(volume, plan)
         file = folder / f"entry_{name}.zip"
-        _write(file, image, preprocess_mask(mask, restoration, plan), restoration, plan)
+        _write(file, image, preprocess_mask(mask, restoration, plan), restoration, None, plan)
         cases[name] = StoredCase.open(name, file)
     return Store(folder, cases)
 
 
 class BalancedCrops:
     """Places crops as a segmentation task does: about a labelled voxel, or anywhere inside."""
+
+    def target(self, case: Any, label: Array, patch_size: Sequence[int], placed: Any) -> dict[str, Any]:
+        return {"label": torch.from_numpy(label)}
 
     def crop(self, case: Any, patch_size: Sequence[int], foreground: bool, rng: np.random.Generator) -> tuple[int, ...]:
         if foreground:

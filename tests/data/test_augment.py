@@ -290,3 +290,28 @@ def test_options_change_the_recipe_and_mistakes_are_named() -> None:
         light(PICTURE, gamma=[2.0, 1.0])
     with pytest.raises(MedsegError, match="mirror_axes: expected different axes below 2"):
         none(PICTURE, mirror_axes=[2])
+
+
+@pytest.mark.parametrize("angles", [(0.0, 0.0, 0.0), (25.0, -10.0, 170.0)])
+@pytest.mark.parametrize("mirrored", [(), (0, 2)])
+def test_a_box_moves_as_the_ellipsoid_in_it_does(angles: tuple[float, ...], mirrored: tuple[int, ...]) -> None:
+    recipe = Recipe((1.0, 0.8, 1.5), (0, 1, 2))
+    parameters = Parameters(angles_deg=angles, scale=0.8, mirrored=mirrored)
+    patch = (40, 40, 28)
+    source = recipe.source_size(patch, parameters)
+    centre, half = np.array(source) / 2 + (3, -4, 2), np.array([7.0, 5.0, 4.0])
+    at = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in source), indexing="ij"), -1)
+    label = ((((at - centre) / half) ** 2).sum(-1) <= 1).astype(np.int16)[None]
+    _, moved = recipe.apply(label.astype(np.float32), label, patch, parameters)
+    inside = np.argwhere(moved[0])
+    expected = np.concatenate([inside.min(0), inside.max(0) + 1])
+    (found,) = recipe.move(np.concatenate([centre - half, centre + half])[None], patch, parameters)
+    assert np.abs(found - expected).max() < 1.0
+
+
+def test_boxes_that_do_not_move_are_only_mirrored() -> None:
+    recipe, boxes = Recipe((1.0, 1.0), (0, 1)), np.array([[1.25, 2, 3, 5]])
+    assert recipe.move(boxes, (8, 8), Parameters()).tolist() == boxes.tolist()
+    assert recipe.move(boxes, (8, 8), Parameters(mirrored=(0,))).tolist() == [[5, 2, 6.75, 5]]
+    assert recipe.move(np.zeros((0, 4)), (8, 8), Parameters(angles_deg=(10,))).shape == (0, 4)
+    assert boxes.tolist() == [[1.25, 2, 3, 5]]

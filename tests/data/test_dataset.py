@@ -153,7 +153,7 @@ def test_every_case_is_drawn_about_equally_often(crop_store: Store) -> None:
 def test_without_augmentation_a_crop_is_a_window_of_the_case(crop_store: Store) -> None:
     plan = crop_plan()
 
-    class Corner:
+    class Corner(BalancedCrops):
         def crop(self, case: Any, patch_size: Any, foreground: bool, rng: Any) -> tuple[int, ...]:
             return (-3, 2, 5)
 

@@ -164,8 +164,9 @@ def test_a_case_without_label_is_stored_and_says_so(tmp_path: Path) -> None:
     stored = prepare([case], plan_for(), tmp_path / "cache", progress=False).case("p0")
     assert stored.image((0, 0, 0), stored.shape).any()
     assert not stored.has_label and stored.locations == {}
+    assert stored.whole()[1] is None
     with pytest.raises(MedsegError, match="no label"):
-        stored.whole()
+        stored.label((0, 0, 0), (1, 1, 1))
 
 
 def test_values_beyond_half_precision_are_kept(tmp_path: Path) -> None:

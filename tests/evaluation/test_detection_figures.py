@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,19 @@ def test_curves_are_drawn_also_of_a_label_without_lesion(tmp_path: Path) -> None
     for name in ("froc", "precision_recall"):
         assert (31, 119, 180) in colours(tmp_path / "figures" / f"{name}.png")
     assert len(list((tmp_path / "figures").iterdir())) == 2
+
+
+def test_another_detector_is_drawn_beside_in_the_colour_of_its_label(tmp_path: Path) -> None:
+    worse = Curve(FOUND.fp_per_scan, FOUND.sensitivity / 3, FOUND.recall, FOUND.precision)
+
+    def blue(name: str, **more: Any) -> int:
+        draw_froc({"mass": FOUND}, tmp_path / name, **more)
+        with Image.open(tmp_path / name) as picture:
+            red, _, blue = np.moveaxis(np.asarray(picture.convert("RGB")).astype(int), -1, 0)
+            return int((blue > red + 60).sum())  # thin lines are blended with white
+
+    alone, both = blue("one.png"), blue("two.png", beside={"baseline": {"mass": worse, "cyst": worse}})
+    assert both > 1.2 * alone
 
 
 def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from medseg.errors import MedsegError
 from medseg.evaluation.detection import DetectedCase
-from medseg.evaluation.detection_summary import Detection, detection_metrics, format_detection, write_detection
+from medseg.evaluation.detection_summary import Detection, detection_metrics, write_detection
 from medseg.structures import Boxes, LabelTable
 from medseg.volume import Geometry
 
@@ -106,13 +106,6 @@ def test_the_same_seed_gives_the_same_intervals_in_any_order() -> None:
     two = detection_metrics(cases[::-1], LABELS, samples=30).summary
     assert one["cpm"]["mass"]["low"] == pytest.approx(two["cpm"]["mass"]["low"], abs=1e-12)
     assert detection_metrics(cases, LABELS, samples=30, seed=1).summary != one
-
-
-def test_the_table_is_readable(measured: Detection) -> None:
-    lines = format_detection(measured.summary).splitlines()
-    assert lines[0].split() == ["label", "AP@0.1", "AP@0.5", "COCO", "AP", "CPM", "at", "1", "FP", "lesions", "scans"]
-    assert lines[1].startswith("mass") and lines[1].endswith("32       24")
-    assert "–" in lines[2].split() and lines[3].startswith("mean")
 
 
 def test_a_label_called_mean_is_refused() -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from medseg.errors import MedsegError
-from medseg.export.boxes import write_boxes_json
+from medseg.export.boxes import write_boxes, write_boxes_json
 from medseg.export.lesions import lesions_of
-from medseg.scans.box_json import read_boxes_json
+from medseg.scans.box_json import read_boxes_json, read_working_point
+from medseg.scans.reading import ScanError
 from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Geometry
 
@@ -77,11 +78,52 @@ def test_a_case_without_lesion_reads_back_as_one(tmp_path: Path, geometry: Geome
     assert boxes.boxes.shape == none.boxes.shape and faults == []
 
 
+def test_the_file_of_a_prediction_states_its_working_point(tmp_path: Path) -> None:
+    prediction = Prediction("p", SCAN, TABLE, boxes=FOUND, thresholds={"cyst": 0.2, "Tumör": 0.5})
+    path = write_boxes(prediction, tmp_path)
+    body = json.loads(path.read_text("utf-8"))
+    assert path.name == "boxes.json" and list(body) == ["frame", "shape", "affine", "working_point", "boxes"]
+    assert [b["score"] for b in body["boxes"]] == pytest.approx([0.9, 0.25, 0.25])
+    assert read_working_point(path) == {"cyst": 0.2, "Tumör": 0.5}
+    boxes, faults = read_boxes_json(path, SCAN, TABLE)
+    assert len(boxes) == 3 and faults == []
+
+
+def test_findings_bear_the_same_ids_where_all_boxes_are_listed(tmp_path: Path) -> None:
+    prediction = Prediction("p", SCAN, TABLE, boxes=FOUND, thresholds={"cyst": 0.25, "Tumör": 0.95})
+    few = json.loads(write_boxes(prediction, tmp_path).read_text("utf-8"))["boxes"]
+    every = json.loads(write_boxes(prediction, tmp_path, every=True).read_text("utf-8"))["boxes"]
+    assert [(b["id"], b["label"]) for b in few] == [(1, "cyst"), (2, "cyst")]
+    assert every[:2] == few
+    assert [(b["id"], b["score"]) for b in every[2:]] == [(3, pytest.approx(0.9)), (4, 0.125)]
+    assert [lesion.box_vox.tolist() for lesion in lesions_of(prediction, [])] == [b["box_vox"] for b in few]
+
+
+def test_a_file_without_working_point_holds_findings_alone(tmp_path: Path) -> None:
+    assert read_working_point(write_boxes(Prediction("p", SCAN, TABLE, boxes=FOUND), tmp_path)) == {}
+
+
+@pytest.mark.parametrize("stated", ["0.5", '{"cyst": "high"}', '{"cyst": NaN}', "[0.5]"])
+def test_a_working_point_that_is_none_is_named(tmp_path: Path, stated: str) -> None:
+    (tmp_path / "boxes.json").write_text(f'{{"working_point": {stated}, "boxes": []}}')
+    with pytest.raises(ScanError, match=r"boxes\.json: expected the working_point as a score a label") as caught:
+        read_working_point(tmp_path / "boxes.json")
+    assert caught.value.kind == "malformed_boxes"
+
+
+def test_a_prediction_without_boxes_has_no_file(tmp_path: Path) -> None:
+    with pytest.raises(MedsegError, match="case 'p': the prediction holds no boxes to write"):
+        write_boxes(Prediction("p", SCAN, TABLE), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_read_back_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "boxes.json"
     one = np.array([[1.0, 2, 3, 4]])
-    with pytest.raises(MedsegError, match="expected finite edges and scores"):
-        write_boxes_json(Boxes(one, np.array([1]), np.array([np.nan])), PICTURE, TABLE, path)
+    for score, thresholds in ((np.nan, {}), (0.5, {"cyst": np.inf})):
+        boxes = Boxes(one, np.array([1]), np.array([score]))
+        with pytest.raises(MedsegError, match="expected finite edges, scores and thresholds"):
+            write_boxes_json(boxes, PICTURE, TABLE, path, thresholds=thresholds)
     with pytest.raises(MedsegError, match=r"labels \[3\], which nothing names"):
         write_boxes_json(Boxes(one, np.array([3])), PICTURE, TABLE, path)
     with pytest.raises(MedsegError, match=r"expected boxes \(N, 6\)"):

@@ -39,7 +39,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_only_names_that_a_prediction_writes_may_be_replaced(tmp_path):
-    for name in ("mask.nii.gz", "overlay.png", "organs/probability_1-liver.nii.gz"):
+    for name in ("mask.nii.gz", "boxes.json", "overlay.png", "organs/probability_1-liver.nii.gz"):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).touch()
     assert holds_only_results(tmp_path / "a")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medseg.export.lesions import lesions_of, longest_diameter
+from medseg.export.lesions import by_id, lesions_of, longest_diameter
 from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Array, Geometry
 
@@ -11,9 +11,12 @@ LABELS = LabelTable({1: "liver", 2: "tumour"})
 SPACING = (0.5, 2.0, 3.0)
 
 
-def predicted(mask: Array | None, boxes: Boxes | None = None, labels: LabelTable = LABELS) -> Prediction:
+def predicted(
+    mask: Array | None, boxes: Boxes | None = None, labels: LabelTable = LABELS, **thresholds: float
+) -> Prediction:
     shape = (12, 10, 8) if mask is None else mask.shape
-    return Prediction("case", Geometry.from_spacing(shape, SPACING[: len(shape)]), labels, mask=mask, boxes=boxes)
+    grid = Geometry.from_spacing(shape, SPACING[: len(shape)])
+    return Prediction("case", grid, labels, mask=mask, boxes=boxes, thresholds=thresholds)
 
 
 def volume(*parts: tuple[slice | int, ...], value: int = 2) -> Array:
@@ -54,20 +57,43 @@ def test_boxes_without_scores_come_by_falling_size() -> None:
     assert [one.box_vox[3] for one in lesions_of(predicted(None, boxes), [])] == [3, 1]
 
 
-def test_a_box_takes_its_voxels_and_only_untouched_components_remain() -> None:
+def test_a_box_takes_its_voxels_and_a_component_that_no_box_holds_is_no_lesion() -> None:
     mask = volume(np.s_[2:5, 2:4, 2], np.s_[9:11, 8, 6])
     boxes = Boxes(np.array([[1.6, 1.7, 1.6, 4.4, 4.2, 3.4]]), np.array([2]), np.array([0.1]))
-    boxed, other = lesions_of(predicted(mask, boxes), ["tumour"])
-    assert boxed.score == 0.1 and boxed.size == pytest.approx(4 * 3.0)  # columns 2 and 3: the centre of 4 lies at 4.5
+    (boxed,) = lesions_of(predicted(mask, boxes), ["tumour"])
+    assert boxed.is_box and boxed.score == 0.1
+    assert boxed.size == pytest.approx(4 * 3.0)  # columns 2 and 3: the centre of 4 lies at 4.5
     np.testing.assert_array_equal(boxed.box_vox, boxes.boxes[0])
-    assert other.score is None and other.size == pytest.approx(2 * 3.0)
-    np.testing.assert_array_equal(other.box_vox, (9, 8, 6, 11, 9, 7))
 
 
-def test_a_box_of_another_label_takes_nothing() -> None:
-    boxes = Boxes(np.array([[0, 0, 0, 12, 10, 8.0]]), np.array([1]), np.array([0.9]))
-    box, component = lesions_of(predicted(volume(np.s_[3, 3, 3]), boxes), ["tumour"])
-    assert box.size is None and component.size == pytest.approx(3.0)
+def test_a_box_below_the_working_point_is_no_lesion_nor_are_its_voxels() -> None:
+    mask = volume(np.s_[2:5, 2:4, 2])
+    boxes = Boxes(np.array([[2.0, 2, 2, 5, 4, 3], [8, 8, 6, 9, 9, 7]]), np.array([2, 2]), np.array([0.4, 0.5]))
+    (only,) = lesions_of(predicted(mask, boxes, tumour=0.5), ["tumour"])
+    assert only.id == 1 and only.score == 0.5 and only.size is None
+    assert lesions_of(predicted(mask, boxes, tumour=0.6), ["tumour"]) == []
+
+
+def test_components_of_a_label_that_another_model_masks_come_behind_the_findings() -> None:
+    boxes = Boxes(np.array([[0, 0, 0, 2, 1, 1.0]]), np.array([1]), np.array([0.9]))
+    box, component = lesions_of(predicted(volume(np.s_[3:9, 3:9, 3]), boxes, liver=0.5), ["liver", "tumour"])
+    assert (box.id, box.label, box.size, box.is_box) == (1, "liver", None, True)
+    assert (component.id, component.label, component.score, component.is_box) == (2, "tumour", None, False)
+    assert component.size == pytest.approx(36 * 3.0)
+
+
+def test_a_detector_that_finds_nothing_leaves_the_components_of_its_mask_unsaid() -> None:
+    nothing = Boxes(np.zeros((0, 6)), np.zeros(0, int), np.zeros(0))
+    assert lesions_of(predicted(volume(np.s_[1, 1, 1]), nothing, tumour=0.5), ["tumour"]) == []
+    assert lesions_of(predicted(volume(np.s_[1, 1, 1]), nothing), ["tumour"]) == []
+
+
+def test_equal_scores_are_told_apart_by_size_whatever_the_mask_says() -> None:
+    edges = np.array([[0, 0, 0, 1, 1, 1.0], [0, 0, 0, 3, 3, 3], [5, 5, 5, 9, 6, 6]])
+    boxes = Boxes(edges, np.array([2, 2, 2]), np.array([0.5, 0.5, 0.7], np.float32))
+    assert by_id(boxes).boxes[:, 3].tolist() == [9, 3, 1]
+    found = lesions_of(predicted(volume(np.s_[0, 0, 0]), boxes), [])
+    assert [one.box_vox[3] for one in found] == [9, 3, 1]
 
 
 def test_regions_are_lesions_too() -> None:

@@ -103,7 +103,8 @@ def read_by_dcmqi(path: Path) -> Reading:
 
 
 def test_another_hand_reads_volumes_diameters_and_certainties(source: DicomSource, tmp_path: Path) -> None:
-    prediction = predicted(source, mask=labelled(), boxes=BOXES, classes={"benign": 0.25, "malignant tumour": 0.75})
+    found = {"mask": labelled(), "boxes": BOXES, "thresholds": {"liver tumour": 0.1}}
+    prediction = predicted(source, **found, classes={"benign": 0.25, "malignant tumour": 0.75})
     written(tmp_path, source, prediction)
     read = read_by_dcmqi(tmp_path / "sr.dcm")
     voxel = float(np.prod(SPACING))
@@ -111,7 +112,7 @@ def test_another_hand_reads_volumes_diameters_and_certainties(source: DicomSourc
         count = int((labelled() == value).sum())
         assert read[name] == {"Volume": (pytest.approx(count * voxel), "mm3")}
         assert read[name]["Volume"][0] == pytest.approx(1000 * prediction.sizes()[name])
-    assert read["lesions"] == {"Number of lesions": (3, "1")}
+    assert read["lesions"] == {"Number of lesions": (2, "1")}  # the voxel that no box holds is none
     assert read["lesion 1: liver tumour"] == {
         "Diameter": (pytest.approx(np.hypot(4 * 0.7, 2 * 0.9)), "mm"),
         "Volume": (pytest.approx(8 * voxel), "mm3"),  # the slice k = 3, whose centres lie in the box
@@ -120,10 +121,6 @@ def test_another_hand_reads_volumes_diameters_and_certainties(source: DicomSourc
     assert read["lesion 2: liver tumour"] == {
         "Diameter": (pytest.approx(4 * 0.9), "mm"),
         "Certainty of Finding": (pytest.approx(12.3456), "%"),
-    }
-    assert read["lesion 3: liver tumour"] == {
-        "Diameter": (pytest.approx(np.hypot(0.7, 0.9)), "mm"),
-        "Volume": (pytest.approx(voxel), "mm3"),
     }
     assert read["benign"] == {"Certainty of Impression": (25.0, "%")}
     assert read["malignant tumour"] == {"Certainty of Impression": (75.0, "%")}
@@ -183,6 +180,30 @@ def test_a_box_is_a_closed_surface_of_six_faces_in_the_patient(source: DicomSour
     assert len(seen) == 6 and len(set(edges)) == 12
     assert all(edges.count(edge) == 2 for edge in edges)  # closed: two faces meet at every edge
     assert all(bin(a ^ b).count("1") == 1 for a, b in map(tuple, edges))  # and no edge cuts across a face
+
+
+def test_a_finding_with_voxels_has_its_own_box_and_not_the_segment_of_all(source: DicomSource, tmp_path: Path) -> None:
+    report, _ = written(tmp_path, source, predicted(source, mask=labelled(), boxes=BOXES))
+    finding = groups(report)["lesion 1: liver tumour"]
+    faces = [item for item in finding if meaning(item) == "Volume Surface"]
+    assert len(faces) == 6 and not any(meaning(item) == "Referenced Segment" for item in finding)
+    assert "Volume" in read_by_dcmqi(tmp_path / "sr.dcm")["lesion 1: liver tumour"]
+
+
+def test_what_lies_below_the_working_point_is_not_reported(source: DicomSource, tmp_path: Path) -> None:
+    written(tmp_path, source, predicted(source, boxes=BOXES, thresholds={"liver tumour": 0.5}))
+    read = read_by_dcmqi(tmp_path / "sr.dcm")
+    assert read["lesions"] == {"Number of lesions": (1, "1")}
+    assert read["lesion 1: liver tumour"]["Certainty of Finding"] == (90.0, "%") and len(read) == 2
+
+
+def test_a_label_that_is_answered_with_boxes_alone_has_no_volume(source: DicomSource, tmp_path: Path) -> None:
+    organs = np.where(labelled() == 2, 0, labelled())
+    written(tmp_path, source, predicted(source, mask=organs, boxes=BOXES, thresholds={"liver tumour": 0.5}))
+    assert list(read_by_dcmqi(tmp_path / "sr.dcm")) == [
+        *("liver", "left kidney", "spleen"),
+        *("lesions", "lesion 1: liver tumour"),
+    ]
 
 
 def test_without_a_segmentation_a_component_is_its_box(source: DicomSource, tmp_path: Path) -> None:
@@ -281,7 +302,9 @@ def test_a_method_and_a_class_have_a_code_of_their_own_with_a_meaning(source: Di
 
 def test_tracking_is_unique_and_the_file_the_same_when_run_again(source: DicomSource, tmp_path: Path) -> None:
     twice = Boxes(np.repeat(BOXES.boxes[:1], 2, axis=0), np.array([2, 2]), np.array([0.5, 0.5]))
-    prediction = predicted(source, boxes=twice, mask=labelled(), classes={"liver": 0.5})
+    prediction = predicted(
+        source, boxes=twice, mask=labelled(), classes={"liver": 0.5}, thresholds={"left kidney": 0.5}
+    )
     report, _ = written(tmp_path, source, prediction)
     first = (tmp_path / "sr.dcm").read_bytes()
     tracked = [
@@ -292,7 +315,7 @@ def test_tracking_is_unique_and_the_file_the_same_when_run_again(source: DicomSo
         for item in group.ContentSequence
         if meaning(item) == "Tracking Unique Identifier"
     ]
-    assert len(tracked) == len(set(tracked)) == 4 + 1 + 4 + 1
+    assert len(tracked) == len(set(tracked)) == 4 + 1 + 2 + 1
     again, _ = written(tmp_path, source, prediction)
     assert (tmp_path / "sr.dcm").read_bytes() == first
     other, _ = written(tmp_path, source, predicted(source, mask=labelled()))

@@ -1,4 +1,4 @@
-"""Several models' masks become one, later ones on top, with names that say which model."""
+"""Several models' masks become one, later ones on top, and their boxes one list, with names that say which model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from medseg.errors import MedsegError
 from medseg.inference.combine import combine
-from medseg.structures import LabelTable, Prediction
+from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Geometry
 
 GRID = Geometry.from_spacing((4, 4, 4), (1, 1, 1))
@@ -32,7 +32,7 @@ def test_labels_are_renumbered_in_the_order_of_the_models_and_later_ones_lie_on_
 
 def test_masks_on_different_grids_are_refused():
     other = Geometry.from_spacing((4, 4, 4), (2, 1, 1))
-    with pytest.raises(MedsegError, match="'b': expected a mask on the scan's own grid"):
+    with pytest.raises(MedsegError, match="'b': expected its result on the scan's own grid"):
         combine({"a": prediction({1: "x"}, {}), "b": prediction({1: "x"}, {}, other)})
 
 
@@ -40,3 +40,42 @@ def test_more_than_255_labels_still_fit():
     many = prediction({i: f"l{i}" for i in range(1, 201)}, {0: 200})
     both = combine({"a": many, "b": many})
     assert both.mask[0, 0, 0] == 400
+
+
+def detected(scores: dict[int, list[float]], **thresholds: float) -> Prediction:
+    """A box a score of each label; the box's first edge along i is its score."""
+    found = [(score, label) for label, of_label in scores.items() for score in of_label]
+    edges = np.array([[score, 0, 0, 2, 2, 2] for score, _ in found]).reshape(-1, 6)
+    boxes = Boxes(edges, np.array([label for _, label in found], int), np.array([score for score, _ in found]))
+    return Prediction("a", GRID, LabelTable({2: "cyst", 7: "mass"}), boxes=boxes, thresholds=thresholds)
+
+
+def test_boxes_stand_side_by_side_by_falling_score_with_their_own_working_points():
+    one, two = detected({2: [0.9, 0.2], 7: [0.5]}, cyst=0.3, mass=0.4), detected({7: [0.7]})
+    both = combine({"one": one, "two": two})
+    assert both.mask is None
+    names = [both.labels.names[int(value)] for value in both.boxes.labels]
+    assert names == ["one/cyst", "two/mass", "one/mass", "one/cyst"]
+    assert both.boxes.scores.tolist() == both.boxes.boxes[:, 0].tolist() == [0.9, 0.7, 0.5, 0.2]
+    assert dict(both.thresholds) == {"one/cyst": 0.3, "one/mass": 0.4, "two/cyst": 0.0, "two/mass": 0.0}
+    assert both.findings.scores.tolist() == [0.9, 0.7, 0.5]
+
+
+def test_a_model_of_masks_and_one_of_boxes_mix_in_any_order():
+    organs, lesions = prediction({1: "liver"}, {0: 1}), detected({2: [0.5]}, cyst=0.1, mass=0.1)
+    for models in ({"organs": organs, "lesions": lesions}, {"lesions": lesions, "organs": organs}):
+        both = combine(models)
+        assert {both.labels.names[int(value)] for value in np.unique(both.mask[0])} == {"organs/liver"}
+        assert not both.mask[1:].any()
+        assert [both.labels.names[int(value)] for value in both.boxes.labels] == ["lesions/cyst"]
+        assert set(both.thresholds) == {"lesions/cyst", "lesions/mass"}  # no working point of what only a mask knows
+    np.testing.assert_array_equal(organs.mask[0], 1)  # the models' own masks stay as they are
+
+
+def test_models_of_masks_alone_have_no_boxes():
+    assert combine({"a": prediction({1: "x"}, {})}).boxes is None
+
+
+def test_a_model_that_says_nothing_is_named():
+    with pytest.raises(MedsegError, match="'b': expected a mask or boxes, found neither"):
+        combine({"a": detected({}), "b": Prediction("a", GRID, LabelTable({1: "x"}))})

@@ -34,7 +34,7 @@ def runtimes(*models):
 
 def on_grid(models, array, **options):
     plan = models[0].plan
-    return predict_grid(runtimes(*models), array, plan, build_task(models[0].task, plan.labels), **options)
+    return predict_grid(runtimes(*models), array, plan, build_task(models[0].task, plan), **options)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (20, 11, 9), (5, 20, 3)])

@@ -16,12 +16,10 @@ from medseg.planning.anchors import (
     MOST_ANCHORS,
     BoxPlan,
     BoxStatistics,
-    box_statistics,
     cluster_sizes,
     plan_boxes,
     reached,
 )
-from medseg.structures import Boxes
 
 HALVED = {dimensions: ((1,) * dimensions, *((2,) * dimensions,) * 5) for dimensions in (2, 3)}
 """Six stages, hence decoder levels 0 to 4 with cells of 1, 2, 4, 8 and 16 voxels."""
@@ -41,18 +39,6 @@ def around(size: tuple[float, ...], count: int, spread: float = 0.05, seed: int 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
     shared = np.minimum(one, other).prod()
     return float(shared / (np.prod(one) + np.prod(other) - shared))
-
-
-def test_lengths_are_measured_in_mm_and_in_voxels_of_the_plan() -> None:
-    first = Boxes(np.array([[0.0, 0, 0, 10, 20, 4], [1, 1, 1, 2, 3, 4]]), np.array([1, 2]))
-    second = Boxes(np.array([[5.0, 5, 5, 15, 10, 6]]), np.array([1]))
-    nothing = Boxes(np.zeros((0, 6)), np.zeros(0, int))
-    found = box_statistics(
-        [(first, (1.0, 1.0, 5.0)), (nothing, (1.0, 1.0, 1.0)), (second, (0.5, 2.0, 3.0))], (2.0, 1.0, 5.0)
-    )
-    np.testing.assert_allclose(found.mm, [[10, 20, 20], [1, 2, 15], [5, 10, 3]])
-    np.testing.assert_allclose(found.voxels, [[5, 20, 4], [0.5, 2, 3], [2.5, 10, 0.6]])
-    np.testing.assert_array_equal(found.labels, [1, 2, 1])
 
 
 @pytest.mark.parametrize(
@@ -209,11 +195,6 @@ def test_a_plan_that_no_lesion_fits_is_refused(size: float, cause: str) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    nothing = Boxes(np.zeros((0, 6)), np.zeros(0, int))
-    with pytest.raises(MedsegError, match="none of the 2 training cases has a box"):
-        box_statistics([(nothing, (1.0, 1, 1))] * 2, (1.0, 1, 1))
-    with pytest.raises(MedsegError, match="expected 4 edges a box"):
-        box_statistics([(nothing, (1.0, 1, 1))], (1.0, 1))
     sizes = statistics(around((10.0, 10), 5), np.full(5, 7))
     with pytest.raises(MedsegError, match=r"labels \[7\] are not among the classes"):
         plan_boxes(sizes, HALVED[2], (64, 64), classes=LESION)

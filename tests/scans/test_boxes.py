@@ -9,7 +9,7 @@ import pytest
 
 from medseg.errors import MedsegError
 from medseg.scans.box_json import read_boxes_json
-from medseg.scans.boxes import Marked, boxes_of_case, boxes_of_mask, is_usable, read_cell, write_cell
+from medseg.scans.boxes import Marked, boxes_of_case, boxes_of_mask, classes_of, is_usable, read_cell, write_cell
 from medseg.scans.reading import ScanError
 from medseg.structures import Boxes, Case, Fault, LabelTable, Source
 from medseg.volume import Geometry
@@ -151,6 +151,34 @@ def test_a_cell_reads_back_as_written() -> None:
     marked = [Marked((1.5, 2.0, 640.0, 1e-3), "Platelets, small"), Marked((0.0, 1.0, 2.0, 3.0))]
     assert read_cell(write_cell(marked), 2) == marked
     assert write_cell([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("cell", "classes"),
+    [
+        ("1,2,3,4,WBC;5,6,7,8,Platelets, small;5,6,7,8", ["WBC", "Platelets, small"]),
+        ("1,2,3,4,5,6,cyst;1,2,3,4,5,6", ["cyst"]),
+        ("1,2,3,4,2", ["2"]),
+        ("1,2,3,4,5,6,2", ["2"]),
+        ("1,2,3,4,5,6", []),
+        ("4,4,4,4,WBC", ["WBC"]),
+        ("none", []),
+        ("rubbish", []),
+    ],
+)
+def test_classes_are_told_without_the_image(cell: str, classes: list[str]) -> None:
+    assert classes_of(cell) == classes
+
+
+def test_a_file_names_its_classes_and_a_broken_one_none(tmp_path: Path) -> None:
+    boxes = [{"label": "cyst", "box_mm": [1, 2, 3, 4, 5, 6]}, {"box_mm": [1]}, {"label": 2}, {"label": ""}]
+    assert classes_of(write(tmp_path / "boxes.json", *boxes)) == ["cyst", "2"]
+    (tmp_path / "p.xml").write_text("<annotation><object><name>WBC</name></object><object/></annotation>")
+    assert classes_of(tmp_path / "p.xml") == ["WBC"]
+    (tmp_path / "boxes.json").write_text("[]")
+    (tmp_path / "p.xml").write_text("<html>")
+    assert classes_of(tmp_path / "boxes.json") == classes_of(tmp_path / "p.xml") == []
+    assert classes_of(tmp_path / "gone.json") == classes_of(tmp_path / "gone.txt") == []
 
 
 def test_box_vox_of_the_same_grid_is_taken_as_it_is(tmp_path: Path) -> None:

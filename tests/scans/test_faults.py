@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from medseg.scans.faults import NOTES, duplicate_groups, faults
+from medseg.errors import MedsegError
+from medseg.scans.faults import NOTES, duplicate_groups, examine, faults
+from medseg.scans.find import find_one
 from medseg.scans.layouts import folder, msd
-from medseg.structures import Cohort, Fault
+from medseg.structures import Case, Cohort, Fault, LabelTable
 from tests.annotation_factory import write_rtstruct, write_seg
 from tests.dicom_factory import affine_of, write_series
 
@@ -175,6 +177,87 @@ def test_what_is_wrong_with_annotations_is_listed_beside_the_rest(tmp_path: Path
     kinds = sorted(fault.kind for fault in found)
     assert kinds == ["empty_annotation", "oblique_contours", "outside_image", "source_absent", "unknown_label"]
     assert "Secret" not in str(found)
+
+
+def boxed(*boxes: Path | str | None, labels: LabelTable | None = None, masks: Sequence[Path] = ()) -> Cohort:
+    """Pictures ``p0``, ``p1`` … of 40 × 30 pixels with these boxes, and with masks where given."""
+    folder = masks[0].parent if masks else Path()
+    images = [find_one(folder / f"p{number}.png").source for number in range(len(boxes))]
+    sources = [find_one(mask).source for mask in masks] or [None] * len(boxes)
+    cases = [
+        Case(f"p{number}", (image,), label=mask, boxes=marked)
+        for number, (image, mask, marked) in enumerate(zip(images, sources, boxes, strict=True))
+    ]
+    return Cohort(tuple(cases), ("US",), labels or LabelTable({1: "cyst", 2: "tumour"}))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, write_picture: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pictures ``p0`` … ``p4``, in which the test stands."""
+    for number in range(5):
+        noise = np.random.default_rng(number).integers(0, 255, (30, 40), dtype=np.uint8)
+        write_picture(tmp_path / f"p{number}.png", noise)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_bad_box_is_listed_under_its_case(pictures: Path) -> None:
+    bad = "4,4,4,9,cyst;9,9,4,4,cyst;50,50,60,60,cyst;30,20,48,29,cyst;1,1,5,5;1,1,5,5,polyp;1,nan,5,5,cyst"
+    found = faults(boxed(f"1,2,3,4,cyst;{bad}", "1,1,5,5,tumour", "none"), progress=False)
+    assert [(fault.case, fault.kind) for fault in found] == [
+        ("p0", "zero_area_box"),
+        ("p0", "inverted_box"),
+        ("p0", "outside_image"),
+        ("p0", "beyond_image"),
+        ("p0", "box_without_class"),
+        ("p0", "unknown_class"),
+        ("p0", "not_finite"),
+    ]
+    assert [fault.message.split(" (")[0] for fault in found] == [f"box {number}" for number in range(2, 9)]
+    assert not NOTES & {fault.kind for fault in found}
+
+
+def test_what_makes_boxes_of_no_use_is_a_fault_of_their_case(pictures: Path) -> None:
+    (pictures / "p1.json").write_text("{")
+    found = faults(boxed("4,4,4,9,cyst", pictures / "p1.json", Path("gone.xml"), "1,2,3", None), progress=False)
+    assert [(fault.case, fault.kind) for fault in found] == [
+        ("p0", "zero_area_box"),
+        ("p0", "no_usable_box"),
+        ("p1", "unreadable"),
+        ("p2", "missing_file"),
+        ("p3", "malformed_boxes"),
+        ("p4", "not_annotated_boxes"),
+    ]
+
+
+def test_pictures_that_nobody_marked_are_no_fault_where_nothing_is_marked(pictures: Path) -> None:
+    assert faults(boxed(None, None), progress=False) == []
+
+
+def test_boxes_and_mask_must_agree_on_whether_there_is_a_lesion(pictures: Path, write_picture: Write) -> None:
+    marks = [0, 1, 1, 0, 9]
+    masks = [write_picture(pictures / f"m{n}.png", np.full((30, 40), value, np.uint8)) for n, value in enumerate(marks)]
+    found = faults(
+        boxed("", "1,2,3,4,cyst", "", "1,2,3,4,cyst", "none", masks=masks, labels=LabelTable({1: "cyst"}, ignore=9)),
+        progress=False,
+    )
+    assert [(fault.case, fault.kind) for fault in found if fault.kind != "empty_label"] == [
+        ("p2", "boxes_against_mask"),
+        ("p3", "boxes_against_mask"),
+    ]
+    assert [fault.case for fault in found if fault.kind == "empty_label"] == ["p0", "p3", "p4"]
+
+
+def test_masks_that_number_their_lesions_hold_one_label(pictures: Path, write_picture: Write) -> None:
+    numbered = np.repeat(np.arange(30, dtype=np.uint8)[:, None], 40, 1)
+    masks = [write_picture(pictures / "m0.png", numbered), write_picture(pictures / "m1.png", 0 * numbered)]
+    given = boxed(None, None, masks=masks, labels=LabelTable({4: "cyst"}, ignore=29))
+    assert "unknown_label" in {fault.kind for fault in faults(given, progress=False)}
+    found = faults(given, instances=True, progress=False)
+    assert [(fault.case, fault.kind) for fault in found] == [("p1", "empty_label")]
+    assert dict(examine(given, instances=True, progress=False)[0].voxels) == {4: 28 * 40, 29: 40}
+    with pytest.raises(MedsegError, match=r"expected one label, found cyst, tumour; name one with data\.label_names"):
+        faults(boxed(None, masks=masks[:1]), instances=True, progress=False)
 
 
 def test_the_options_of_the_readers_hold_for_checking_too(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from medseg.errors import MedsegError
 from medseg.scans.find import find_one
-from medseg.scans.labels import found_labels, label_table, present
+from medseg.scans.labels import class_names, found_labels, label_table, present
 from medseg.structures import Source
 from tests.annotation_factory import write_rtstruct, write_seg
 
@@ -104,3 +104,11 @@ def test_segments_and_regions_have_names_which_are_numbered(tmp_path: Path, writ
 def test_present_values_are_found(dtype: type) -> None:
     values = [0, 3, 100] if dtype is np.uint8 else [-2, 0, 100]
     assert present(np.array([values, values], dtype)) == values
+
+
+def test_classes_of_boxes_are_numbered_and_values_keep_their_number() -> None:
+    assert class_names(["WBC", "", "RBC", "WBC"], "boxes") == {1: "WBC", 2: "RBC"}
+    assert class_names(["7", "2"], "boxes") == {7: "label_7", 2: "label_2"}
+    assert class_names(["0", "1"], "boxes") == {1: "0", 2: "1"}, "0 is background: these are names"
+    with pytest.raises(MedsegError, match=r"boxes: no annotation names a class.*data\.label_names=\[lesion\]"):
+        class_names([""], "boxes")

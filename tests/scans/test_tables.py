@@ -51,3 +51,20 @@ def test_missing_files_binary_files_and_doubled_ids_are_said(tmp_path: Path) -> 
         read_table(tmp_path / "b.csv")
     with pytest.raises(MedsegError, match="lines 2 and 3 have the same id 'p'"):
         read_table(write(tmp_path / "t.csv", "id\np\np\n")).by_id()
+
+
+def test_an_empty_cell_of_boxes_says_that_there_is_none_and_no_cell_says_nothing(tmp_path: Path) -> None:
+    text = 'id,age,boxes\np1,3,"1,2,3,4"\np2,3,\np3,3, \np4,3,none\np5,3,sub/p5.json\np6,3,p6.XML\np7,3\n'
+    table = read_table(write(tmp_path / "t.csv", text))
+    found = {row.get("id"): table.boxes_of(row) for row in table.rows}
+    assert found == {
+        "p1": "1,2,3,4",
+        "p2": "",
+        "p3": "",
+        "p4": "none",
+        "p5": tmp_path / "sub" / "p5.json",
+        "p6": tmp_path / "p6.XML",
+        "p7": None,
+    }
+    without = read_table(write(tmp_path / "t.csv", "id,age\np1,3\n"))
+    assert without.boxes_of(without.rows[0]) is None

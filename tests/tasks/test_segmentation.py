@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from medseg.errors import MedsegError
 from medseg.structures import LabelTable
 from medseg.tasks import build_task
 from medseg.tasks.segmentation import SegmentationTask
+from tests.tiny import tiny_plan
 
 EXCLUSIVE = LabelTable({1: "liver", 4: "lesion"}, ignore=9)
 REGIONS = LabelTable({1: "edema", 2: "core", 3: "active"}, regions={"whole": (1, 2, 3), "inner": (2, 3)}, paint=(1, 2))
@@ -101,7 +104,7 @@ def test_dice_on_the_grid_is_a_mean_over_cases_that_hold_the_label():
     truth[0, :2] = 1
     scores = np.zeros((3, 4, 4), np.float32)
     scores[1, 0], scores[0, 1:] = 1, 1
-    metrics.update(scores, truth)
+    metrics.update(scores, SimpleNamespace(shape=(4, 4), label=lambda lower, upper: truth))
     figures = metrics.compute()
     assert figures["dice/a"] == pytest.approx(2 * 4 / (4 + 8))
     assert "dice/b" not in figures and figures["score"] == figures["dice/a"]
@@ -118,4 +121,19 @@ def test_score_is_the_mean_logit_inside_the_region():
 
 def test_an_unknown_task_is_named():
     with pytest.raises(MedsegError, match=r"'segmentatoin': expected one of segmentation"):
-        build_task({"name": "segmentatoin"}, EXCLUSIVE)
+        build_task({"name": "segmentatoin"}, tiny_plan(labels=EXCLUSIVE))
+
+
+def test_a_plan_of_another_task_is_refused():
+    with pytest.raises(MedsegError, match=r"detection: the plan was made for segmentation; make one"):
+        build_task({"name": "detection"}, tiny_plan(labels=EXCLUSIVE))
+
+
+def test_a_task_names_its_options():
+    with pytest.raises(MedsegError, match=r"segmentation has no option iou; it has components"):
+        build_task({"name": "segmentation", "iou": 0.1}, tiny_plan(labels=EXCLUSIVE))
+
+
+def test_a_crop_without_mask_cannot_be_learnt_from():
+    with pytest.raises(MedsegError, match=r"case 'a': has no label"):
+        SegmentationTask(EXCLUSIVE).target(SimpleNamespace(id="a"), None, (4, 4), lambda boxes: boxes)

@@ -169,7 +169,7 @@ def test_a_good_network_passes_as_class_as_target_and_as_spec() -> None:
         (WritesItsInput, "the input is left as it is"),
         (NotANumber, "is finite"),
         (Forgetful, "a network with loaded weights does the same"),
-        (OtherNames, r"a dictionary holds 'scores' and 'deltas', .*; found \['logits', 'deltas'\]"),
+        (OtherNames, r"a dictionary holds 'scores' and 'deltas' .*; found \['logits', 'deltas'\]"),
         (NoLevels, "scores and deltas are lists of levels; found"),
         (BoxesElsewhere, "scores and deltas have the same levels"),
         (HalfABox, r"deltas \(B, A·4, \*S\)"),

@@ -62,7 +62,7 @@ def test_weighted_clustering_is_the_formula_of_the_paper(dimensions: int, iou: f
     rng = np.random.default_rng(8)
     views, weight = rng.integers(1, 9, 60), rng.uniform(0.01, 1, 60)
     rows = []
-    for group in slow_groups(boxes, scores, labels, iou):
+    for group in slow_groups(boxes, scores * weight, labels, iou):
         best, s, c = boxes[group[0]], scores[group], boxes[group]
         f = np.array([iou_of(best, box) for box in c])
         a = np.prod(c[:, dimensions:] - c[:, :dimensions], axis=1)
