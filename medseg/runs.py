@@ -66,7 +66,7 @@ def _train(config: Config) -> Callable[[], Any]:
 
     # Train builds these itself, after the run folder is made: a mistake is found here, before there is one.
     targets.partial(config["network"], where="network")
-    targets.partial({k: v for k, v in config["optim"].items() if k not in ("schedule", "warmup")}, where="optim")
+    targets.partial(config["optim"], where="optim", aside=("schedule", "warmup"))
     _check_loggers(config["logger"] or {})
     return functools.partial(
         train,

@@ -33,9 +33,13 @@ def build(spec: Mapping[str, Any], *args: Any, where: str, **runtime: Any) -> An
     return function(*args, **options, **runtime)
 
 
-def partial(spec: Mapping[str, Any], *, where: str, **runtime: Any) -> Callable[..., Any]:
-    """The target of ``spec`` with its options bound, to be called later. Raises MedsegError as `build` does."""
-    function, options = _prepare(spec, where, runtime)
+def partial(spec: Mapping[str, Any], *, where: str, aside: Sequence[str] = (), **runtime: Any) -> Callable[..., Any]:
+    """The target of ``spec`` with its options bound, to be called later. Raises MedsegError as `build` does.
+
+    Args:
+        aside: options that the program takes itself; the target never sees them.
+    """
+    function, options = _prepare(spec, where, runtime, aside)
     return functools.partial(function, **options, **runtime)
 
 
@@ -77,14 +81,14 @@ def _import_longest(parts: Sequence[str], target: str, where: str) -> Any:
 
 
 def _prepare(
-    spec: Mapping[str, Any], where: str, runtime: Mapping[str, Any]
+    spec: Mapping[str, Any], where: str, runtime: Mapping[str, Any], aside: Sequence[str] = ()
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The function of ``spec`` and its options, each of which it accepts."""
     if not isinstance(spec, Mapping) or "_target_" not in spec:
         raise MedsegError(f"{where}: expected {{_target_: package.module.name, …}}, found {spec!r}")
     target = spec["_target_"]
     function = resolve(target, where)
-    options = {str(name): value for name, value in spec.items() if name != "_target_"}
+    options = {str(name): value for name, value in spec.items() if name not in ("_target_", *aside)}
     parameters = _parameters(function)
     if parameters is None:
         return function, options
@@ -92,7 +96,7 @@ def _prepare(
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [name for name in options if name in runtime or (name not in named and not takes_all)]
     if unknown:
-        accepted = ", ".join(name for name in named if name not in runtime) or "none"
+        accepted = ", ".join(name for name in (*named, *aside) if name not in runtime) or "none"
         names = ", ".join(map(repr, unknown))
         raise MedsegError(f"{where}: {target}() has no argument {names}; it accepts {accepted}.")
     return function, {name: _as_annotated(value, named.get(name)) for name, value in options.items()}

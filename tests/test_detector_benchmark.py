@@ -162,7 +162,7 @@ def test_the_table_names_what_failed_and_leaves_blank_what_cannot_be_measured() 
     shown = "0.500 [0.25–0.75]"
     assert lines[2] == f"| medseg | {' | '.join([shown] * 4)} | 150 |"
     assert lines[6] == f"| brightest components | {shown} | {shown} | – | {shown} | – |"
-    assert "Not finished: monai, fold 1: exit status 4: the loss turned nan" in lines
+    assert "Failed or incomplete: monai, fold 1: exit status 4: the loss turned nan" in lines
     assert any("the tests of fold 0, 2, pooled; 10 minutes" in line for line in lines)
 
 

@@ -86,25 +86,10 @@ class BoxFinder:
                         "them from its mask"
                     )
                 return cls(task)
-            point = _agreed([model.working_point for model in models])
-            return cls(task | asked, _thresholds(point, options.fp_per_scan))
+            point = averaged([model.working_point for model in models])
+            return cls(task | asked, chosen_thresholds(point, options.fp_per_scan))
         if detects:
             raise MedsegError("boxes=components: is for segmentation models, this one finds boxes itself; leave it out")
-        point = _agreed([model.working_point.get("components", {}) for model in models])
+        point = averaged([model.working_point.get("components", {}) for model in models])
         chosen: dict[str, Any] = {name: point[name] for name in ("aggregate", "smallest_mm3") if name in point}
-        return cls(task, _thresholds(point, options.fp_per_scan), chosen)
-
-
-def _agreed(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The working point of an ensemble; empty where a member has none."""
-    return averaged(points) if all(points) else {}
-
-
-def _thresholds(point: Mapping[str, Any], fp_per_scan: float | None) -> dict[str, float]:
-    if point:
-        return chosen_thresholds(point, fp_per_scan)
-    if fp_per_scan is not None:
-        raise MedsegError(
-            f"boxes.fp_per_scan={fp_per_scan}: no working point was chosen when the model was trained; leave it out"
-        )
-    return {}
+        return cls(task, chosen_thresholds(point, options.fp_per_scan), chosen)

@@ -162,7 +162,7 @@ def construct(
         network = builder(**arguments)
     except ValueError as error:
         raise MedsegError(f"network: {name}() refuses what it was given: {error}") from error
-    from torch import nn  # late: `divisor_of` does without torch
+    from torch import nn  # late: whoever only lists networks does without torch
 
     from medseg.networks.convolution import make_safe
 
