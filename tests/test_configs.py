@@ -215,7 +215,10 @@ def test_the_command_of_a_verb_takes_what_its_configuration_gives(verb: str, mon
             "network.chanels=3",
             r"network: medseg\.networks\.unet\.plain_unet\(\) has no argument 'chanels'; it accepts .*dropout",
         ),
-        ("optim.betaz=0.9", r"optim: torch\.optim\.AdamW\(\) has no argument 'betaz'; it accepts .*betas.*schedule, warmup"),
+        (
+            "optim.betaz=0.9",
+            r"optim: torch\.optim\.AdamW\(\) has no argument 'betaz'; it accepts .*betas.*schedule, warmup",
+        ),
         ("loss.gamma=2", r"loss: medseg\.losses\.dice_ce\(\) has no argument 'gamma'"),
         ("network._target_=no_net.Net", r"network: 'no_net\.Net': there is no module 'no_net'"),
         ("logger={own: {_target_: no_logger.Log}}", r"logger\.own: 'no_logger\.Log': there is no module"),

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from medseg.data.splits import Split, Splits
 from medseg.errors import MedsegError
 from medseg.losses_boxes import Truth
 from medseg.model import Model
 from medseg.networks import build_network
 from medseg.networks.anchor_grid import AnchorGrid
 from medseg.structures import Boxes, Case, Prediction, as_source
+from medseg.training.run_folder import RunFolder
 from medseg.volume import Geometry
 from scripts.benchmarks import detectors, monai_retinanet
 from scripts.benchmarks.monai_retinanet import MonaiFinder, MonaiLoss, anchors_of, evened
@@ -140,6 +143,22 @@ def test_a_case_is_predicted_once_for_each_training(tmp_path: Path) -> None:
     os.utime(weights / "model.yaml", (2**33, 2**33))
     detectors.predict(None, row, cases, tmp_path / "found", weights)  # type: ignore[arg-type]
     assert asked == ["a", "b"] * 2
+
+
+def test_trainings_that_differ_in_what_they_should_share_are_not_compared(tmp_path: Path) -> None:
+    def run(name: str, keep: str, test: str = "c", network: str = "x") -> RunFolder:
+        folder = tmp_path / name
+        Splits((Split(("a",), ("b",), (test,)),), {}).save(folder / "splits.json")
+        config = {"trainer": {"keep": keep}, "network": {"_target_": network}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        return RunFolder(folder)
+
+    first = run("first", "best")
+    assert detectors.shared_split([first, run("other", "best", network="y")], 0).test == ("c",)
+    with pytest.raises(MedsegError, match=r"trainer\.keep: was 'best', now 'last'"):
+        detectors.shared_split([first, run("late", "last")], 0)
+    with pytest.raises(MedsegError, match="other splits"):
+        detectors.shared_split([first, run("elsewhere", "best", test="d")], 0)
 
 
 def test_the_table_names_what_failed_and_leaves_blank_what_cannot_be_measured() -> None:
