@@ -21,7 +21,7 @@ class BoxOptions:
         origin: ``network``: a detector's; ``components``: of the mask that a segmentation model gives (called ``from``).
         fp_per_scan: false positives a scan that the working point allows on ``tune``; None for the model's own.
         all: whether candidates below the working point are written too.
-        fusion, iou: other than those the model was trained with.
+        fusion, iou, cluster: other than those the model was trained with.
     """
 
     origin: Origin = "network"
@@ -29,6 +29,7 @@ class BoxOptions:
     all: bool = False
     fusion: str | None = None
     iou: float | None = None
+    cluster: float | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> BoxOptions:
@@ -77,7 +78,8 @@ class BoxFinder:
         task = dict(models[0].task)
         detects = task["name"] == "detection"
         if options.origin == "network":
-            asked = {name: getattr(options, name) for name in ("fusion", "iou") if getattr(options, name) is not None}
+            chosen = {name: getattr(options, name) for name in ("fusion", "iou", "cluster")}
+            asked = {name: value for name, value in chosen.items() if value is not None}
             if not detects:
                 wanted = [*asked, *(["fp_per_scan"] if options.fp_per_scan is not None else [])]
                 if wanted:
@@ -91,5 +93,5 @@ class BoxFinder:
         if detects:
             raise MedsegError("boxes=components: is for segmentation models, this one finds boxes itself; leave it out")
         point = averaged([model.working_point.get("components", {}) for model in models])
-        chosen: dict[str, Any] = {name: point[name] for name in ("aggregate", "smallest_mm3") if name in point}
-        return cls(task, chosen_thresholds(point, options.fp_per_scan), chosen)
+        made: dict[str, Any] = {name: point[name] for name in ("aggregate", "smallest_mm3") if name in point}
+        return cls(task, chosen_thresholds(point, options.fp_per_scan), made)

@@ -26,7 +26,7 @@ from medseg.structures import Boxes, Prediction
 from medseg.tasks.base import Batch, Metrics, Output, View
 from medseg.tasks.segmentation import SegmentationTask
 from medseg.tiling.blending import GaussianBlender
-from medseg.tiling.fusion import BoxMerger, Fusion
+from medseg.tiling.fusion import CLUSTER, BoxMerger, Fusion
 from medseg.volume import Array
 
 SHOWN = 0.3
@@ -56,8 +56,9 @@ class DetectionTask:
         plan: gives labels, levels, anchors, and whether there is a mask to learn.
         loss: how outputs are compared with boxes; focal loss and GIoU unless given.
         fusion: how boxes that several views found of one lesion become one.
-        iou: boxes that overlap by more are taken for one lesion; by default 0.1 in volumes, 0.3 in pictures, where lesions
+        iou: boxes that overlap by more are taken for one lesion; by default 0.1 in volumes, 0.4 in pictures, where lesions
             may touch.
+        cluster: boxes of several views that overlap by more are averaged (`BoxMerger`).
         candidates: boxes of a view that are looked at, at most.
         floor: score below which a box of a view is not looked at.
         mask_weight: of the mask's Dice and cross-entropy in the sum of the losses.
@@ -76,6 +77,7 @@ class DetectionTask:
         *,
         fusion: Fusion = "wbc",
         iou: float | None = None,
+        cluster: float = CLUSTER,
         candidates: int = 500,
         floor: float = 0.02,
         mask_weight: float = 1.0,
@@ -99,9 +101,9 @@ class DetectionTask:
         self._mask = SegmentationTask(plan.labels) if plan.boxes.masks else None
         self._mask_weight = mask_weight
         self._fusion: Fusion = fusion
-        self._iou = {2: 0.3, 3: 0.1}[plan.dimensions] if iou is None else iou
+        self._overlaps = {"iou": {2: 0.4, 3: 0.1}[plan.dimensions] if iou is None else iou, "cluster": cluster}
         self._candidates, self._floor = candidates, floor
-        BoxMerger(plan.patch_size, fusion=fusion, iou=self._iou)  # an impossible fusion is named before any work
+        self.box_merger(plan.patch_size)  # an impossible fusion is named before any work
 
     @property
     def out_channels(self) -> int:
@@ -174,6 +176,10 @@ class DetectionTask:
             count += 1
         masks = [None] * len(found) if total is None else list((total / count).cpu().numpy())
         return [Answer(tuple(window), mask) for window, mask in zip(found, masks, strict=True)]
+
+    def box_merger(self, shape: Sequence[int]) -> BoxMerger:
+        """A fresh merger of boxes alone, for a case of ``shape`` on the plan's grid."""
+        return BoxMerger(shape, fusion=self._fusion, **self._overlaps)
 
     def merger(self, shape: Sequence[int], patch_size: Sequence[int]) -> _Merger:
         return _Merger(self, shape, patch_size)
@@ -251,7 +257,7 @@ class _Merger:
 
     def __init__(self, task: DetectionTask, shape: Sequence[int], patch_size: Sequence[int]) -> None:
         self._patch = tuple(patch_size)
-        self._boxes = BoxMerger(shape, fusion=task._fusion, iou=task._iou)
+        self._boxes = task.box_merger(shape)
         self._blender = None if task._mask is None else GaussianBlender(shape, task._mask.out_channels, self._patch)
         self._masks = 0
 

@@ -22,6 +22,8 @@ Fusion = Literal["wbc", "nms", "soft_nms"]
 Fused = tuple[Array, Array, Array]
 """``boxes`` (K, 2·D), ``scores`` (K,) and ``labels`` (K,), by falling score."""
 
+CLUSTER = 0.5
+"""Overlap above which boxes are averaged, unless another is asked for."""
 RIM = 1 / 4
 """A box this share of the window or more away from its rim counts in full …"""
 RIM_FLOOR = 0.01
@@ -150,17 +152,22 @@ class BoxMerger:
         shape: the plan's grid.
         fusion: how boxes that overlap become one.
         iou: boxes that overlap by more than this are taken for the same lesion.
+        cluster: of clustering, the overlap above which boxes are averaged. Only views that agree make a box more exact; of the
+            averages that still overlap by more than ``iou``, as one that a window has cut does with the whole, the surest stays.
 
     Raises:
-        MedsegError: ``fusion`` is unknown or ``iou`` out of range.
+        MedsegError: ``fusion`` is unknown, or ``iou`` or ``cluster`` out of range.
     """
 
-    def __init__(self, shape: Sequence[int], *, fusion: Fusion = "wbc", iou: float = 0.2) -> None:
+    def __init__(
+        self, shape: Sequence[int], *, fusion: Fusion = "wbc", iou: float = 0.2, cluster: float = CLUSTER
+    ) -> None:
         if fusion not in get_args(Fusion):
             raise MedsegError(f"boxes: fusion {fusion!r}; expected one of {', '.join(get_args(Fusion))}")
         _check_iou(iou)
+        _check_iou(cluster)
         self._shape = tuple(int(n) for n in shape)
-        self._fusion, self._iou = fusion, iou
+        self._fusion, self._iou, self._cluster = fusion, iou, cluster
         self._windows: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
         self._views: list[tuple[Array, Array, Array, Array]] = []
 
@@ -193,8 +200,9 @@ class BoxMerger:
         if self._fusion == "wbc":
             source = np.repeat(np.arange(len(self._views)), [len(view[1]) for view in self._views])
             fused = weighted_box_clustering(
-                boxes, scores, labels, iou=self._iou, views=self._covering(boxes), weight=weight, source=source
+                boxes, scores, labels, iou=self._cluster, views=self._covering(boxes), weight=weight, source=source
             )
+            fused = nms(*fused, self._iou)
         else:
             fused = (nms if self._fusion == "nms" else soft_nms)(boxes, scores, labels, self._iou)
         return Boxes(fused[0], fused[2], fused[1])

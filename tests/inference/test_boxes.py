@@ -92,7 +92,7 @@ def test_components_obey_the_working_point_that_was_chosen_for_them() -> None:
         (detector, {"from": "components"}, "is for segmentation models"),
         (threshold_model, {"fp_per_scan": 1}, "this model does segmentation and finds no boxes; boxes=components"),
         (detector, {"fp_per_scan": 1}, "the model has no working point to choose by"),
-        (detector, {"form": "network"}, "boxes has no form; it has from, all, fp_per_scan, fusion, iou"),
+        (detector, {"form": "network"}, "boxes has no form; it has from, all, cluster, fp_per_scan, fusion, iou"),
         (detector, {"from": "mask"}, "boxes.from 'mask'; expected one of network, components"),
         (detector, {"fusion": "mean"}, "fusion 'mean'; expected one of wbc, nms, soft_nms"),
     ],

@@ -242,3 +242,15 @@ def test_mistakes_are_named() -> None:
         BoxMerger((8, 8, 8)).add(Boxes(box, label, np.ones(1)), (0, 0, 0), (8, 8, 8))
     with pytest.raises(MedsegError, match="N scores"):
         nms(box, np.ones(2), label, 0.5)
+
+
+def test_a_sloppy_view_does_not_pull_the_box_but_is_no_lesion_of_its_own() -> None:
+    exact, sloppy = [[10.0, 10, 20, 20]], [[10.0, 10, 20, 34]]
+    found = {}
+    for cluster in (0.5, 0.2):
+        merger = BoxMerger((40, 40), iou=0.2, cluster=cluster)
+        for box, score in ((exact, 0.9), (exact, 0.8), (sloppy, 0.7)):
+            merger.add(Boxes(np.array(box), np.array([1]), np.array([score])), (0, 0), (40, 40))
+        found[cluster] = merger.result()
+    assert found[0.5].boxes.tolist() == exact and len(found[0.2]) == 1
+    assert found[0.2].boxes[0, 3] > 22
