@@ -34,7 +34,7 @@ from medseg.scans import read_case, read_mask
 from medseg.scans.faults import NOTES, duplicate_groups
 from medseg.scans.lesions import read_lesions
 from medseg.structures import Case, Cohort, LesionRule
-from medseg.tasks import build_task
+from medseg.tasks import build_task, check_loss
 from medseg.training.fit import Fitted, Loggers, TrainingData, fit
 from medseg.training.module import TrainingModule
 from medseg.training.pictures import Pictures
@@ -95,6 +95,7 @@ def train(
     started = time.monotonic()
     settings, optimization = TrainerSettings.from_mapping(trainer or {}), Optimization.from_mapping(optim or {})
     task = task or {"name": "segmentation"}
+    check_loss(task, loss)
     if cohort.labels is None:
         raise MedsegError(
             "train: the data set has no labels; expected a mask or boxes for each image (set data.labels)"

@@ -156,6 +156,8 @@ def construct(
         }
     if not deep_supervision:
         options = {option: value for option, value in options.items() if option != "deep_supervision"}
+    if plan.boxes is None and "classes" in inspect.signature(builder).parameters and "classes" not in options:
+        raise MedsegError(f"network: {name}() finds boxes and needs a plan with boxes; say task=detection")
     _check_size(name, _divisor(name, builder), options.get("strides"), plan)
     arguments = _arguments(name, builder, given, options)
     try:

@@ -37,6 +37,27 @@ def build_task(spec: Mapping[str, Any], plan: Plan, loss: Callable[..., Any] | N
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise MedsegError(f"task {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    check_loss(spec, loss)
     if name == "detection":
         return DetectionTask(plan, None if loss is None else loss(), **options)
     return SegmentationTask(plan.labels, None if loss is None else loss(exclusive=plan.labels.exclusive))
+
+
+def check_loss(spec: Mapping[str, Any], loss: Callable[..., Any] | None) -> None:
+    """Raises MedsegError for a loss of another task: one of masks is told whether labels exclude each other, one of boxes not."""
+    if loss is None:
+        return
+    parameters = inspect.signature(loss).parameters
+    of_masks = "exclusive" in parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    name = getattr(getattr(loss, "func", loss), "__name__", repr(loss))
+    if spec.get("name") == "detection" and of_masks:
+        raise MedsegError(
+            f"loss: {name}() compares masks, task=detection compares boxes; expected loss=focal_giou, hard_negative_giou or "
+            "quality_giou"
+        )
+    if spec.get("name") == "segmentation" and not of_masks and not takes_all:
+        raise MedsegError(
+            f"loss: {name}() takes no 'exclusive' and so compares no masks, as task=segmentation does; expected loss=dice_ce, "
+            "dice_focal, tversky or generalized_dice, or say task=detection"
+        )

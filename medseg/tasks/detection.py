@@ -305,5 +305,8 @@ class _PrecisionOnGrid:
 
 def _named(output: Output) -> dict[str, Any]:
     if not isinstance(output, dict):
-        raise MedsegError(f"detection expects named outputs (scores, deltas or faces), found {type(output).__name__}")
+        raise MedsegError(
+            f"detection expects named outputs (scores, deltas or faces), found {type(output).__name__}; choose "
+            "network=retina_unet, retinanet or anchor_free"
+        )
     return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,13 @@ from torch import Tensor
 from medseg.data.preprocess import preprocess
 from medseg.errors import MedsegError
 from medseg.inference.predictor import predict_grid
-from medseg.losses_boxes import Truth
+from medseg.losses import dice_ce
+from medseg.losses_boxes import Truth, focal_giou
 from medseg.networks import build_network
 from medseg.networks.anchor_grid import AnchorGrid
 from medseg.planning.plan import Channel
 from medseg.structures import Boxes, LabelTable
+from medseg.tasks import build_task
 from medseg.tasks.detection import DetectionTask, Found
 from medseg.volume import Geometry, Reorientation, Volume
 from tests.tiny import LABELS, RETINA, tiny_boxes, tiny_plan
@@ -242,6 +245,20 @@ def test_what_a_detector_cannot_do_is_said_before_any_work() -> None:
         DetectionTask(plan_of(labels=regions))
     with pytest.raises(MedsegError, match="fusion 'wbd'"):
         DetectionTask(plan_of(), fusion="wbd")  # type: ignore[arg-type]
-    with pytest.raises(MedsegError, match="detection expects named outputs"):
+    with pytest.raises(MedsegError, match="detection expects named outputs .*; choose network=retina_unet"):
         DetectionTask(plan_of()).loss(torch.zeros(1), {})
     assert DetectionTask(plan_of()).labels is LABELS
+
+
+def test_a_loss_or_network_of_another_task_is_said() -> None:
+    for name, loss, message in (
+        ("detection", functools.partial(dice_ce, ce_weight=0.5), r"dice_ce\(\) compares masks, task=detection"),
+        ("segmentation", focal_giou, r"focal_giou\(\) takes no 'exclusive'.*say task=detection"),
+    ):
+        plan = plan_of() if name == "detection" else tiny_plan()
+        with pytest.raises(MedsegError, match=message):
+            build_task({"name": name}, plan, loss)
+    with pytest.raises(
+        MedsegError, match=r"retina_unet\(\) finds boxes and needs a plan with boxes; say task=detection"
+    ):
+        build_network({"_target_": RETINA}, tiny_plan(), 2)
