@@ -29,7 +29,7 @@ from medseg.errors import MachineError, MedsegError, SomeFailed
 
 logger = logging.getLogger(__name__)
 
-_HELP = """medseg: medical image segmentation, from a folder of scans to masks
+_HELP = """medseg: from a folder of medical scans to masks, lesion boxes or a class, and a picture of why
 
   medseg <command> group=option key=value …
   medseg <command> --help

@@ -38,7 +38,7 @@ def conf_dir() -> Path:
 
 def verbs() -> list[str]:
     """The commands there are: one primary configuration each, in the order in which they are used."""
-    order = ("check", "plan", "train", "evaluate", "predict")
+    order = ("check", "plan", "train", "evaluate", "predict", "explain", "audit", "report")
     names = sorted(path.stem for path in conf_dir().glob("*.yaml"))
     return [*(v for v in order if v in names), *(n for n in names if n not in order)]
 

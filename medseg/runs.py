@@ -32,17 +32,18 @@ def build_run(verb: str, config: Config) -> Callable[[], Any]:
 
 def destination(verb: str, config: Config) -> str | None:
     """What the command writes: two jobs of one ``--multirun`` must not share it."""
-    keys = {"plan": "out", "evaluate": "out", "predict": "output", "demo": "folder"}
+    keys = {
+        "plan": "out", "evaluate": "out", "predict": "output", "explain": "output", "audit": "out", "report": "out",
+        "demo": "folder",
+    }  # fmt: skip
     return str(config["run"]["dir"]) if verb == "train" else str(config[keys[verb]]) if verb in keys else None
 
 
 def _check(config: Config) -> Callable[[], Any]:
     from medseg.commands.check import check
 
-    instances = bool((config.get("task") or {}).get("instances"))
-    return functools.partial(
-        check, _cohort(config), dimensions=config["dimensions"], options=_reader(config), instances=instances
-    )
+    how = {"dimensions": config["dimensions"], "options": _reader(config), "task": config.get("task")}
+    return functools.partial(check, _cohort(config), **how)
 
 
 def _plan(config: Config) -> Callable[[], Any]:
@@ -99,6 +100,9 @@ def _evaluate(config: Config) -> Callable[[], Any]:
         "tolerance_mm",
         "bootstrap",
         "baselines",
+        "baseline_columns",
+        "bands",
+        "report",
         "overlap",
         "mirror",
         "overwrite",
@@ -130,7 +134,10 @@ def _predict(config: Config) -> Callable[[], Any]:
         "mirror",
         "batch_size",
         "save_probabilities",
+        "uncertainty",
+        "saliency",
         "overlays",
+        "report",
         "overwrite",
         "workers",
         "runtime",
@@ -140,12 +147,62 @@ def _predict(config: Config) -> Callable[[], Any]:
     return functools.partial(
         predict,
         model={name: _path(folder) for name, folder in model.items()} if isinstance(model, dict) else _path(model),
-        input=[_path(path) for path in scans] if isinstance(scans, list) else _path(scans),
+        input=_paths(scans),
         output=_path(config["output"]),
         select=_given(config["select"]),
         export=config["export"],
         **{name: config[name] for name in names},
     )
+
+
+def _explain(config: Config) -> Callable[[], Any]:
+    shared = ("saliency", "overlap", "mirror", "boxes", "overwrite", "runtime", "trust")
+    common = {"model": _path(config["model"]), "output": _path(config["output"]), **{n: config[n] for n in shared}}
+    has_data = config.get("data") is not None
+    if has_data == (config["input"] is not None) or has_data != config["judge"]:
+        raise MedsegError(
+            "explain: expected input=… (scans to explain), or judge=true and data=… (cases to judge maps on)"
+        )
+    if config["judge"]:
+        from medseg.commands.judge import judge
+
+        names = ("methods", "split", "fold", "cases", "bootstrap")
+        return functools.partial(
+            judge,
+            cohort=_cohort(config),
+            splits=_optional_path(config["splits"]),
+            **common,
+            **{name: config[name] for name in names},
+        )
+    from medseg.commands.explain import explain
+
+    return functools.partial(
+        explain,
+        input=_paths(config["input"]),
+        select=_given(config["select"]),
+        export=config["export"],
+        **common,
+        **{name: config[name] for name in ("features", "workers", "batch_size", "report")},
+    )
+
+
+def _audit(config: Config) -> Callable[[], Any]:
+    from medseg.commands.audit import audit
+
+    names = ("columns", "pairs", "bands", "metrics", "smallest", "permutations", "seed")
+    return functools.partial(
+        audit,
+        evaluation=_path(config["evaluation"]),
+        table=_optional_path(config["table"]),
+        out=_optional_path(config["out"]),
+        **{name: config[name] for name in names},
+    )
+
+
+def _report(config: Config) -> Callable[[], Any]:
+    from medseg.commands.report import report
+
+    return functools.partial(report, _path(config["folder"]), _optional_path(config["out"]))
 
 
 def _demo(config: Config) -> Callable[[], Any]:
@@ -155,7 +212,10 @@ def _demo(config: Config) -> Callable[[], Any]:
     return functools.partial(demo, folder=_path(config["folder"]), **{name: config[name] for name in names})
 
 
-_RUNS = {"check": _check, "plan": _plan, "train": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}
+_RUNS = {
+    "check": _check, "plan": _plan, "train": _train, "evaluate": _evaluate, "predict": _predict, "explain": _explain,
+    "audit": _audit, "report": _report, "demo": _demo,
+}  # fmt: skip
 _LOGGER_PACKAGES = ("mlflow", "wandb")  # extras of medseg
 
 
@@ -212,6 +272,10 @@ def _cores() -> int:
 
 def _path(value: Any) -> Path:
     return Path(str(value)).expanduser()
+
+
+def _paths(value: Any) -> Path | list[Path]:
+    return [_path(one) for one in value] if isinstance(value, list) else _path(value)
 
 
 def _optional_path(value: Any) -> Path | None:

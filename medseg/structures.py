@@ -55,7 +55,8 @@ class Case:
     """One examination: a source for each channel, and what is known about it.
 
     ``patient`` keeps a patient's cases on one side of a split; it is the user's own key or a salted hash, and by default the
-    id. ``metadata`` holds the other columns of a table. A case of ``predict`` has no label.
+    id. ``class_name`` may hold several, with ``;`` between them. ``metadata`` holds the other columns of a table. A case of
+    ``predict`` has no label.
     """
 
     id: str
@@ -147,13 +148,15 @@ class Cohort:
     """A data set as a layout lists it: its cases, what its channels and labels are called, and what was wrong with it.
 
     ``channels`` holds a name a channel (``"MRI"``, ``"CT"``, ``"FLAIR"``): the modality decides normalisation. ``labels`` is
-    None where the data set has no mask. A fault here is one that listing alone reveals (an image without label).
+    None where the data set has no mask, ``classes`` are the names that `Case.class_name` may have, sorted. A fault here is one
+    that listing alone reveals (an image without label).
     """
 
     cases: tuple[Case, ...]
     channels: tuple[str, ...]
     labels: LabelTable | None = None
     faults: tuple[Fault, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -164,11 +167,16 @@ class Cohort:
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """Boxes on a grid, ``(N, 2·D)`` float as ``(i0, j0, k0, i1, j1, k1)``: half-open voxel edges, ``i0 < i1``."""
+    """Boxes on a grid, ``(N, 2·D)`` float as ``(i0, j0, k0, i1, j1, k1)``: half-open voxel edges, ``i0 < i1``.
+
+    ``spread`` (N,) says how far the views of a model (windows, mirrorings, folds) disagree about each box: the standard deviation
+    of their scores, a view without the box counting 0.
+    """
 
     boxes: Array
     labels: Array
     scores: Array | None = None
+    spread: Array | None = None
 
     def __post_init__(self) -> None:
         if self.boxes.ndim != 2 or self.boxes.shape[1] not in (4, 6) or len(self.labels) != len(self.boxes):
@@ -180,9 +188,16 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def ranked(self) -> Boxes:
+        """In the order of their ids: by falling score, then by falling size, then as they came."""
+        half = self.boxes.shape[1] // 2
+        size = np.prod(self.boxes[:, half:] - self.boxes[:, :half], axis=1)
+        return self.chosen(np.lexsort((-size,) if self.scores is None else (-size, -self.scores)))
+
     def chosen(self, which: Array) -> Boxes:
         """The boxes that ``which`` (indices, or a bool each) picks."""
-        return Boxes(self.boxes[which], self.labels[which], None if self.scores is None else self.scores[which])
+        scores, spread = (None if values is None else values[which] for values in (self.scores, self.spread))
+        return Boxes(self.boxes[which], self.labels[which], scores, spread)
 
 
 @dataclass(frozen=True)
@@ -211,8 +226,9 @@ class Prediction:
         geometry: the scan's own grid.
         mask: ``geometry.shape`` integer labels.
         boxes: all that may be a lesion, by falling score; `findings` are those that the model stands by.
-        thresholds: label → score from which a box counts (the working point); a label without one counts from 0.
+        thresholds: label or class → score from which it counts (the working point); a box without one counts from 0.
         classes: class name → probability.
+        class_set: the classes that cannot be excluded at the model's stated error rate (conformal set).
         probabilities: a file of the model's probabilities, where they were asked for.
     """
 
@@ -223,6 +239,7 @@ class Prediction:
     boxes: Boxes | None = None
     thresholds: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     classes: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    class_set: tuple[str, ...] | None = None
     probabilities: Path | None = None
 
     def __post_init__(self) -> None:

@@ -70,7 +70,7 @@ def test_what_is_called_takes_options_that_its_file_does_not_list() -> None:
         ("netwrok=dynunet", r"there is no 'netwrok' \(did you mean network\?\)"),
         (
             "network=dynunte",
-            r"network has no option 'dynunte' \(did you mean dynunet\?\); it has anchor_free, attention_unet, dynunet",
+            r"network has no option 'dynunte' \(did you mean dynunet\?\); it has anchor_free, attention_unet, densenet, dynunet",
         ),
         ("runtime=torch", "medseg train has no group 'runtime'; it has data, select, dicom, plan"),
         ("fold=two", "fold: expected a whole number, such as 0, found 'two'"),
@@ -97,7 +97,9 @@ def test_all_mistakes_are_shown_together() -> None:
 
 
 def test_what_must_be_given_is_asked_for_at_once() -> None:
-    with pytest.raises(MedsegError, match=r"still to be given: data=…, one of coco, folder, msd, nnunet, table, voc"):
+    with pytest.raises(
+        MedsegError, match=r"still to be given: data=…, one of coco, folder, msd, nnunet, npz, table, voc"
+    ):
         config.compose("train")
     with pytest.raises(MedsegError, match=r"still to be given: model=… input=… output=…"):
         config.compose("predict")

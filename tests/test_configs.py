@@ -21,6 +21,7 @@ from medseg.errors import MedsegError
 from medseg.inference.runtime import TorchRuntime
 from medseg.losses_boxes import Truth
 from medseg.networks import BUILDERS, build_network
+from medseg.planning.classes import ClassPlan
 from medseg.planning.plan import Plan
 from medseg.tasks import build_task
 from medseg.training.settings import Optimization, TrainerSettings
@@ -36,6 +37,7 @@ GIVEN = {  # what each data option still asks for
     "table": ["data.file=a.csv"],
     "voc": ["data.root=a"],
     "coco": ["data.images=a", "data.annotations=b.json"],
+    "npz": ["data.file=a.npz"],
 }
 NEEDED = {
     "check": ["data=msd", "data.root=a"],
@@ -43,6 +45,9 @@ NEEDED = {
     "train": ["data=msd", "data.root=a"],
     "evaluate": ["data=msd", "data.root=a", "model=m", "out=o"],
     "predict": ["model=m", "input=i", "output=o"],
+    "explain": ["model=m", "input=i", "output=o"],
+    "audit": ["evaluation=e", "columns=[site]"],
+    "report": ["folder=f"],
     "demo": [],
 }
 
@@ -51,7 +56,8 @@ def given(group: str, option: str) -> list[str]:
     """What a data set or an experiment leaves to be given."""
     if group == "data":
         return GIVEN[option]
-    return {"experiment": ["data.root=a"] if option == "hippocampus" else ["root=a"]}.get(group, [])
+    needs = {"hippocampus": "data.root=a", "pneumonia_xray": "file=a.npz"}
+    return [needs.get(option, "root=a")] if group == "experiment" else []
 
 
 def of(group: str) -> list[str]:
@@ -107,7 +113,7 @@ def test_a_layout_takes_its_options(option: str) -> None:
 def test_a_network_is_built_as_its_file_says(option: str) -> None:
     spec = composed("network", option)["network"]
     assert spec["_target_"] in BUILDERS
-    size = 64 if option == "swin_unetr" else 16
+    size = 64 if option in ("swin_unetr", "densenet") else 16
     stages = {
         "features": (4, 8, 8),
         "strides": ((1, 1), (2, 2), (2, 2)),
@@ -132,6 +138,8 @@ def test_a_loss_is_built_as_its_file_says(option: str) -> None:
         task = build_task({"name": "detection"}, plan, builder)
         output = {"scores": [torch.randn(1, 4, 8, 8)], "deltas": [torch.randn(1, 8, 8, 8)]}
         parts = task.loss(output, {"truth": [Truth(torch.tensor([[1.0, 1, 5, 5]]), torch.tensor([0]))]})
+    elif spec["_target_"].startswith("medseg.losses_classes."):
+        parts = builder(multilabel=False)(torch.randn(2, 3), torch.tensor([0, 2]))
     else:
         parts = builder(exclusive=True)(torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 1, 8, 8)), None)
     assert all(torch.isfinite(value) for value in parts.values())
@@ -177,12 +185,13 @@ def test_a_runtime_is_built_as_its_file_says(option: str) -> None:
 
 @pytest.mark.parametrize("option", of("task"))
 def test_a_task_is_built_as_its_file_says(option: str) -> None:
-    plan = tiny_plan(task=option, boxes=tiny_boxes() if option == "detection" else None)
+    own = {"detection": {"boxes": tiny_boxes()}, "classification": {"classes": ClassPlan((0.5, 0.5))}}
+    plan = tiny_plan(task=option, **own.get(option, {}))
     assert build_task(composed("task", option)["task"], plan).name == option
 
 
 def test_the_plan_lists_every_value_that_can_be_set() -> None:
-    decided_elsewhere = {"task", "labels", "why"}
+    decided_elsewhere = {"task", "labels", "classes", "why"}
     expected = ({field.name for field in fields(Plan)} - decided_elsewhere) | set(PLANNER)
     assert set(composed("plan", "default")["plan"]) == expected
 

@@ -23,6 +23,7 @@ ORDER = [
         "data",
         "losses",
         "losses_boxes",
+        "losses_classes",
         "networks",
         "tiling",
     ),

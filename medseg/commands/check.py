@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import all_at_once
+from medseg.planning.classification import CLASSIFICATION, class_cohort
+from medseg.scans.classes import named_classes
 from medseg.scans.faults import NOTES, Seen, compare, examine
 from medseg.structures import Cohort, Fault
 
@@ -55,6 +57,8 @@ _HEADINGS = {
     "empty_label": "labels that mark nothing",
     "not_annotated": "series that no SEG or RTSTRUCT refers to",
     "left_out": "left out by select or data.annotation_match",
+    "case_without_class": "cases of which nobody says the class",
+    "several_classes": "cases of several classes",
     "duplicate": "the same scan twice",
     "near_duplicate": "nearly the same scan twice",
 }
@@ -65,7 +69,7 @@ def check(
     *,
     dimensions: int | None = None,
     options: Mapping[str, Any] | None = None,
-    instances: bool = False,
+    task: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> list[Fault]:
     """Read the whole data set, log what it holds, and list all of its faults.
@@ -73,7 +77,8 @@ def check(
     Args:
         dimensions: 2 for pictures, 3 for volumes; None for what most cases are.
         options: of the readers, as `medseg.scans.read_volume` takes them.
-        instances: masks number their lesions, all of the one label that there is.
+        task: spec of the task that the data are for: a detector's masks may number their lesions (``instances``), a classifier's
+            cases need classes; None for what the data hold.
 
     Returns:
         The notes: kinds of faults that stop nobody (`medseg.scans.faults.NOTES`).
@@ -81,7 +86,10 @@ def check(
     Raises:
         MedsegError: there are faults; its message lists all of them, by kind.
     """
-    seen = examine(cohort, options=options, instances=instances, progress=progress)
+    task = task or {}
+    if task.get("name") == CLASSIFICATION:
+        cohort = class_cohort(cohort, task)
+    seen = examine(cohort, options=options, instances=bool(task.get("instances")), progress=progress)
     found = compare(cohort, seen, dimensions, options=options)
     for line in summary(cohort, seen):
         logger.info("%s", line)
@@ -119,6 +127,9 @@ def summary(cohort: Cohort, seen: Sequence[Seen]) -> list[str]:
         lines.append("labels: " + ", ".join(f"{value} {name} (in {held[value]} cases)" for value, name in names))
         if cohort.labels.regions:
             lines.append(f"regions: {', '.join(f'{n} {list(v)}' for n, v in cohort.labels.regions.items())}")
+    if cohort.classes:
+        shown = Counter(name for case in cohort.cases for name in named_classes(case.class_name) or ())
+        lines.append(f"classes: {', '.join(f'{name} (in {shown[name]} cases)' for name in cohort.classes)}")
     marked = [sum(entry.boxes.values()) for entry in seen if entry.boxes is not None]
     if marked:
         lines.append(

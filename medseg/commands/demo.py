@@ -64,9 +64,9 @@ def demo(*, folder: Path, minutes: float = 4.0, cases: int = 30, seed: int = 0) 
     _step(4, "medseg evaluate: how good is it on cases that it never saw?")
     summary = evaluate(cohort=cohort, model=run, out=folder / "evaluation", baselines=True)
 
-    _step(5, f"medseg predict: a folder that mixes DICOM, NIfTI and a corrupt file ({new})")
+    _step(5, f"medseg predict: a folder that mixes DICOM, NIfTI and a corrupt file ({new}), and why it says so")
     try:
-        predict(model=model, input=new, output=folder / "results")
+        predict(model=model, input=new, output=folder / "results", saliency={"method": "layer_cam"})
     except SomeFailed as failed:
         logger.info("%s", failed)
     _closing(folder, summary)
@@ -96,6 +96,8 @@ def _closing(folder: Path, summary: Mapping[str, Any]) -> None:
         ("run/fold_0/plan.yaml", "every choice with its reason"),
         ("run/fold_0/curves.png", "the training; samples.png beside it"),
         ("evaluation/summary.json", "the figures; cases.csv has them a case"),
-        ("results", "mask.nii.gz and overlay.png of each new scan; manifest.json says what failed and why"),
+        ("evaluation/report.html", "the same as a page, worst cases first"),
+        ("results", "mask.nii.gz, overlay.png and heat maps of each new scan; manifest.json says what failed and why"),
+        ("results/report.html", "all of them to scroll through: masks and heat maps, switched on and off"),
     ):
         logger.info("  %-32s %s", folder / path, what)

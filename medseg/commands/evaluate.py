@@ -1,7 +1,8 @@
-"""``medseg evaluate``: how good a model, or any folder of masks or boxes, is on the cases of a split; the evaluation folder.
+"""``medseg evaluate``: how good a model, or a folder of predictions, is on the cases of a split; the evaluation folder.
 
 Knows the order of the steps and what may be asked for. A fold's model sees cases of its own split only; what cannot be scored
-is named and ends with exit status 3. How masks and boxes are measured is in `score_masks` and `score_boxes`.
+is named and ends with exit status 3. How masks, boxes and classes are measured is in `score_masks`, `score_boxes` and
+`score_classes`.
 """
 
 from __future__ import annotations
@@ -19,22 +20,29 @@ from tqdm import tqdm
 
 from medseg.commands.evaluation_parts import SPLITS, Part, parts_of_model, parts_of_predictions
 from medseg.commands.evaluation_predictions import hashes_of, predict_parts
+from medseg.commands.report import report as write_report
 from medseg.commands.score_boxes import box_scoring
+from medseg.commands.score_classes import ClassScoring, class_scoring
 from medseg.commands.score_masks import MaskScoring
 from medseg.commands.scoring import Data, Key, Scored, Scoring, without_paths
 from medseg.errors import MedsegError, SomeFailed, all_at_once
 from medseg.evaluation.box_folder import BoxFolder
+from medseg.evaluation.calibration_figures import draw_reliability
+from medseg.evaluation.calibration_summary import format_calibration, write_calibration
+from medseg.evaluation.class_folder import ClassFolder
 from medseg.evaluation.mask_folder import MaskFolder
 from medseg.evaluation.summary import check_label_names
-from medseg.evaluation.working_point import COMPONENTS
+from medseg.evaluation.working_point import COMPONENTS, mean_point
 from medseg.files import full_disk_is_said, write_text
 from medseg.inference.boxes import BoxFinder, BoxOptions
 from medseg.inference.predictor import Predictor
-from medseg.structures import Case, Cohort
+from medseg.planning.classification import CLASSIFICATION, class_labels
+from medseg.structures import Case, Cohort, LabelTable
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
 SEGMENTATION, DETECTION = "segmentation", "detection"
+TASKS = (SEGMENTATION, DETECTION, CLASSIFICATION)
 _CAUTION = {
     "tune": "NOT TO BE REPORTED: the checkpoint and the post-processing were chosen on these cases",
     "fit": "NOT TO BE REPORTED: the model was trained on these cases",
@@ -56,6 +64,9 @@ def evaluate(
     tolerance_mm: float = 1.0,
     bootstrap: int = 1000,
     baselines: bool = False,
+    baseline_columns: Sequence[str] = (),
+    bands: Sequence[Mapping[str, Any]] = (),
+    report: bool = True,
     overlap: float = 0.5,
     mirror: bool = True,
     overwrite: bool = False,
@@ -64,16 +75,17 @@ def evaluate(
     reader: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Score a model or a folder of masks or boxes, and write the evaluation folder ``out``.
+    """Score a model or a folder of masks, boxes or classes, and write the evaluation folder ``out``.
 
     Args:
-        cohort: the data set with its labels.
+        cohort: the data set with its labels or classes.
         model: a run folder; an experiment folder, whose folds are scored each on its own cases and pooled; or a model folder.
-            Of a detector the boxes are scored, of a segmentation model the masks, or with ``boxes={"from": "components"}`` the
-            boxes around its components.
-        predictions: instead of a model, a result folder, or a folder of label files or of boxes named by case id.
-        task: of predictions: whether masks (``segmentation``) or boxes (``detection``) are scored; None for boxes where there
-            are no predicted or no true masks, and masks else.
+            Of a classifier the classes are scored, of a detector the boxes, of a segmentation model the masks, or with
+            ``boxes={"from": "components"}`` the boxes around its components.
+        predictions: instead of a model, a result folder, or a folder of label files, of boxes or of class probabilities named
+            by case id.
+        task: of predictions: whether masks (``segmentation``), boxes (``detection``) or classes (``classification``) are
+            scored; None for what both the folder and the data hold, masks before boxes before classes.
         boxes: options of the group ``boxes``: how the boxes of a model are made, and the false positives a scan of its working
             point.
         lesions: ``instances`` and ``smallest_mm3`` of `LesionRule`: what is one lesion of a true mask, where a case has no boxes
@@ -84,7 +96,10 @@ def evaluate(
         tolerance_mm: of the normalised surface Dice (px in pictures without spacing).
         bootstrap: draws of the intervals; 0 for none.
         baselines: whether what needs no model is fitted on ``fit`` and scored beside: the global threshold and the mean shape,
-            or a box around everything that stands out.
+            a box around everything that stands out, or logistic regressions on numbers.
+        baseline_columns: of classes: columns of numbers in the table, a baseline each.
+        bands: of classes: ``{"column": …, "low": …, "high": …}``, cases whose AUROC is also given apart.
+        report: whether ``report.html`` is written.
         overlap, mirror, runtime: see `Predictor`.
         overwrite: whether results in ``out`` of another model or other options are replaced.
         trust: targets of networks that are not built in.
@@ -98,16 +113,15 @@ def evaluate(
         SomeFailed: some cases could not be scored; the figures of the others are in ``out``.
         MachineError: the disk or the memory is full; the same command goes on.
     """
-    labels, out, box_options = cohort.labels, Path(out), BoxOptions.from_mapping(boxes or {})
-    if labels is None:
-        raise MedsegError("evaluate: the data set has no labels to compare with; set data.labels")
-    check_label_names(list(labels.targets))
+    out, box_options = Path(out), BoxOptions.from_mapping(boxes or {})
+    if cohort.labels is None and not cohort.classes:
+        raise MedsegError("evaluate: the data set has neither labels nor classes to compare with; set data.labels")
     if split not in (*SPLITS, "all"):
         raise MedsegError(f"split={split}: expected one of {', '.join(SPLITS)} or all")
     if not tolerance_mm >= 0 or bootstrap < 0:
         raise MedsegError(f"expected tolerance_mm and bootstrap of 0 or more, found {tolerance_mm} and {bootstrap}")
-    if task not in (None, SEGMENTATION, DETECTION):
-        raise MedsegError(f"task={task}: expected {SEGMENTATION} or {DETECTION}")
+    if task not in (None, *TASKS):
+        raise MedsegError(f"task={task}: expected one of {', '.join(TASKS)}")
     if model is not None and predictions is None:
         parts = parts_of_model(cohort, Path(model), split, fold, splits and Path(splits), trust)
         kind, reader = _kind_of_model(parts, box_options), parts[0].models[0].plan.options
@@ -117,15 +131,18 @@ def evaluate(
                 "boxes: how they are made can be said of a model (model=…), not of predictions that are there"
             )
         parts = parts_of_predictions(cohort, split, fold, splits and Path(splits))
-        kind = task or _kind_of_predictions(Path(predictions), [case for part in parts for case in part.cases])
+        kind = task or _kind_of_predictions(Path(predictions), [case for part in parts for case in part.cases], cohort)
     else:
         raise MedsegError(
-            "evaluate: expected either model=… (a run folder) or predictions=… (a folder of masks or boxes)"
+            "evaluate: expected either model=… (a run folder) or predictions=… (a folder of masks, boxes or classes)"
         )
+    if baseline_columns and not baselines:
+        raise MedsegError("baseline_columns: are looked at with baselines=true only; say so, or leave them out")
     if baselines and not all(part.fit for part in parts):
         raise MedsegError("baselines=true: they are fitted on fit, so split=test (or tune) and splits are needed")
+    labels = _labels_of(cohort, kind)
     data = Data(labels, cohort.channels, split, reader or {}, progress)
-    scoring = _scoring(kind, data, parts, box_options, lesions, tolerance_mm)
+    scoring = _scoring(kind, data, parts, box_options, lesions, tolerance_mm, cohort, bands, baseline_columns)
     given = scoring.opened(Path(predictions)) if predictions is not None else None
     options = {"overlap": overlap, "mirror": mirror, "runtime": dict(runtime or {}), **scoring.made_by}
     request = {
@@ -145,7 +162,9 @@ def evaluate(
         failed: dict[Key, str] = {}
         found = {part.fold: given for part in parts}
         if given is None:
-            how: dict[str, Any] = {"options": options, "overwrite": overwrite, "progress": progress}
+            how: dict[str, Any] = {
+                "options": options, "overwrite": overwrite, "slices": report, "progress": progress
+            }  # fmt: skip
             folders, failed = predict_parts(out, parts, scoring, predictor, **how)
             found = {fold: scoring.opened(folder) for fold, folder in folders.items()}
         every = {(part.fold, case.id): case for part in parts for case in part.cases}
@@ -165,9 +184,19 @@ def evaluate(
         scoring.draw(out / "figures", title, scored, summary, cases=cases, found=found, baselines=beside)
         if beside:
             theirs = {name: scoring.write(out / "baselines" / name, of, bootstrap) for name, of in beside.items()}
+            if isinstance(scoring, ClassScoring):
+                summary = dict(scoring.with_differences(out, scored, summary, beside, bootstrap))
             logger.info("%s", scoring.compared(scored, summary, theirs))
             summary["baselines"] = theirs
+        points = {p.fold: mean_point([model.working_point for model in p.models]) for p in parts if p.models}
+        honest = scoring.calibration(scored, found, points, bootstrap)
+        if honest is not None:
+            stated = write_calibration(out, honest.rows, coverage=honest.coverage, held=honest.held)
+            draw_reliability(honest.rows, out / "figures" / "calibration.png", title=title)
+            logger.info("%s", format_calibration(stated))
         _write_state(out, request, complete=True, failed=sorted({case for _, case in failed}))
+        if report:
+            write_report(out, progress=progress)
     logger.info("cases.csv, summary.json and figures are in %s", out)
     if failed:
         listed = all_at_once(f"{len(failed)} of {len(failed) + len(scored)} cases were not scored:", failed.values())
@@ -176,7 +205,7 @@ def evaluate(
 
 
 def _kind_of_model(parts: Sequence[Part], boxes: BoxOptions) -> str:
-    """Whether the masks or the boxes of models are scored."""
+    """What of models is scored."""
     kinds = {str(model.task.get("name")) for part in parts for model in part.models}
     if len(kinds) > 1:
         raise MedsegError(
@@ -184,16 +213,20 @@ def _kind_of_model(parts: Sequence[Part], boxes: BoxOptions) -> str:
         )
     for part in parts:
         BoxFinder.of(part.models, boxes)  # says what cannot be asked of it
-    return DETECTION if kinds == {DETECTION} or boxes.origin == COMPONENTS else SEGMENTATION
+    return DETECTION if boxes.origin == COMPONENTS else kinds.pop()
 
 
-def _kind_of_predictions(path: Path, cases: Sequence[Case]) -> str:
-    """Whether the masks or the boxes of a folder are scored: boxes where there are no predicted, or no true, masks."""
-    masks, found = MaskFolder(path), BoxFolder(path)
-    if not any(case.label is not None for case in cases) and any(case.boxes is not None for case in cases):
-        return DETECTION
-    if not any(found.holds(case.id) for case in cases):
-        return SEGMENTATION
+def _kind_of_predictions(path: Path, cases: Sequence[Case], cohort: Cohort) -> str:
+    """What of a folder is scored: what it holds, as far as the data have it too; masks before boxes before classes."""
+    masks, boxes, classes = MaskFolder(path), BoxFolder(path), ClassFolder(path)
+    if not any(case.label is not None for case in cases):
+        if any(case.boxes is not None for case in cases):
+            return DETECTION
+        if cohort.classes:
+            return CLASSIFICATION
+    if not any(boxes.holds(case.id) for case in cases):
+        of_classes = cohort.classes and any(classes.holds(case.id) for case in cases)
+        return CLASSIFICATION if of_classes and not any(masks.holds(case.id) for case in cases) else SEGMENTATION
     if not any(masks.holds(case.id) for case in cases):
         return DETECTION
     logger.info("the predictions hold masks and boxes: the masks are scored; task=detection scores the boxes")
@@ -207,19 +240,41 @@ def _scoring(
     boxes: BoxOptions,
     lesions: Mapping[str, Any] | None,
     tolerance_mm: float,
+    cohort: Cohort,
+    bands: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
 ) -> Scoring[Any, Any]:
+    if kind == CLASSIFICATION:
+        return class_scoring(data, parts, cohort, bands, columns)
+    if bands or columns:
+        raise MedsegError(f"bands and baseline_columns: are for classification, and this is {kind}; leave them out")
     return box_scoring(data, parts, boxes, lesions) if kind == DETECTION else MaskScoring(data, tolerance_mm)
 
 
+def _labels_of(cohort: Cohort, kind: str) -> LabelTable:
+    """What the masks of the data mean; of data without masks, the classes."""
+    if kind == CLASSIFICATION:
+        if not cohort.classes:
+            raise MedsegError(
+                "evaluate: the data set has no classes to compare with; name each case's class in the column class of the table "
+                "(data.columns={class: <its name>})"
+            )
+        return cohort.labels or class_labels(cohort.classes)
+    if cohort.labels is None:
+        raise MedsegError("evaluate: the data set has no labels to compare with; set data.labels")
+    check_label_names(list(cohort.labels.targets))
+    return cohort.labels
+
+
 def _baselines(scoring: Scoring[Any, Any], parts: Sequence[Part], scored: Sequence[Scored]) -> dict[str, list[Any]]:
-    """Name → what a baseline, fitted on each fold's ``fit``, scores on the cases that were scored."""
+    """Name → what a baseline, fitted on each fold's ``fit``, scores on the cases that were scored; one that all folds have."""
     found: dict[str, list[Any]] = {}
     wanted = {(case.fold, case.id) for case in scored}
     for part in parts:
         cases = [case for case in part.cases if (part.fold, case.id) in wanted]
         for name, of_part in scoring.baselines(part.fit, cases, part.fold).items() if cases else ():
             found.setdefault(name, []).extend(of_part)
-    return found
+    return {name: of_all for name, of_all in found.items() if len(of_all) == len(scored)}
 
 
 def _hash(words: Sequence[str]) -> str:

@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from medseg.commands.evaluation_parts import Part
 from medseg.commands.scoring import Key, Scoring, without_paths
+from medseg.data.regions import read_planned
 from medseg.errors import MachineError, MedsegError
 from medseg.export.case_folder import remove_remains, whole_folder
 from medseg.export.manifest import Manifest, Record
 from medseg.export.origin import content_key
+from medseg.export.preview import write_preview
 from medseg.files import NO_SPACE
 from medseg.inference.predictor import Predictor
 from medseg.model import current_versions
@@ -36,6 +38,7 @@ def predict_parts(
     *,
     options: Mapping[str, Any],
     overwrite: bool,
+    slices: bool,
     progress: bool,
 ) -> tuple[dict[str, Path], dict[Key, str]]:
     """Predict every case of every part that is not predicted yet.
@@ -44,6 +47,7 @@ def predict_parts(
         predictor: what predicts a part; made only when it is its turn.
         options: what predictions depend on beside the models.
         overwrite: whether those of other models or other options are replaced.
+        slices: whether slices of each scan are kept for a report.
 
     Returns:
         The folder of each fold's predictions (one for all, or one a fold where folds share cases), and what failed and why.
@@ -55,7 +59,7 @@ def predict_parts(
     manifests = _manifests(out, parts, options, overwrite)
     failed: dict[Key, str] = {}
     for part in parts:
-        failed |= _predict(part, predictor(part), manifests[part.fold], scoring, progress)
+        failed |= _predict(part, predictor(part), manifests[part.fold], scoring, slices=slices, progress=progress)
     return {fold: manifest.path.parent for fold, manifest in manifests.items()}, failed
 
 
@@ -88,7 +92,7 @@ def _manifests(out: Path, parts: Sequence[Part], options: Mapping[str, Any], ove
 
 
 def _predict(
-    part: Part, predictor: Predictor, manifest: Manifest, scoring: Scoring[Any, Any], progress: bool
+    part: Part, predictor: Predictor, manifest: Manifest, scoring: Scoring[Any, Any], *, slices: bool, progress: bool
 ) -> dict[Key, str]:
     """Write the prediction of each case that is not there yet; returns what failed and why."""
     folder, failed = manifest.path.parent, {}
@@ -99,9 +103,12 @@ def _predict(
         for case in tqdm(todo, desc="predicting", unit="case", disable=not progress):
             try:
                 key = content_key(case)
-                prediction = predictor.predict(case)
+                volume = read_planned(case, predictor.plan)
+                outcome = predictor.outcome(volume, case.id)
                 with whole_folder(folder / case_id(case.id)) as place:
-                    scoring.write_prediction(prediction, place)
+                    scoring.write_prediction(outcome, case, place)
+                    if slices:
+                        write_preview(volume, outcome.prediction, place)
                 manifest.record(case.id, Record("done", folder=case_id(case.id), key=key))
             except (MachineError, MemoryError):
                 raise

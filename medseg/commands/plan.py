@@ -11,11 +11,18 @@ from typing import Any
 from medseg.errors import MedsegError
 from medseg.files import write_text
 from medseg.networks import divisor_of, encoder_of
+from medseg.planning.classification import (
+    CLASSIFICATION,
+    class_cohort,
+    class_labels,
+    plan_classes,
+    seen_by_classifier,
+)
 from medseg.planning.detection import with_boxes
 from medseg.planning.fingerprint import Fingerprint, content_key, fingerprint
 from medseg.planning.plan import Plan
 from medseg.planning.planner import make_plan
-from medseg.structures import Cohort, LesionRule
+from medseg.structures import Cohort, LabelTable, LesionRule
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +55,14 @@ def plan(
     Raises:
         MedsegError: cases that cannot be read, options that do not exist or contradict each other.
     """
-    if cohort.labels is None:
-        raise MedsegError("plan: the data set has no labels; expected a mask or boxes for each image (set data.labels)")
     task = task or {"name": "segmentation"}
-    rule = lesion_rule(task)
+    (cohort, labels), rule = usable_cohort(cohort, task), lesion_rule(task)
     unknown = sorted(set(planner) - set(PLANNER))
     if unknown:
         raise MedsegError(f"plan: the planner has no option {', '.join(unknown)}; it has {', '.join(PLANNER)}")
     path = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
     if planner.get("file") is not None:
-        made = _given(Path(planner["file"]), cohort, overrides, str(task["name"]))
+        made = _given(Path(planner["file"]), cohort, labels, overrides, str(task["name"]))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, made.to_yaml())
         logger.info("%s", describe(made))
@@ -67,17 +72,21 @@ def plan(
     options, kept = overrides.get("options") or {}, path.with_name("fingerprint.json")
     measured = _fingerprint(cohort, options, kept, lesions=rule, workers=workers, progress=progress)
     chosen = {name: value for name, value in planner.items() if value is not None}
+    classes = plan_classes(cohort, measured, task) if task["name"] == CLASSIFICATION else None
     made = make_plan(
-        measured,
+        measured if classes is None else seen_by_classifier(measured, classes.region),
         cohort.channels,
-        cohort.labels,
+        labels,
         task=str(task["name"]),
         divisor=divisor,
         encoder=encoder,
-        overrides={name: value for name, value in overrides.items() if name != "boxes"},
+        whole_cases=classes is not None,
+        overrides={name: value for name, value in overrides.items() if name not in ("boxes", "classes")},
         **chosen,
     )
-    if rule is not None:
+    if classes is not None:
+        made = made.changed(why="from the classes of the training cases", classes=classes)
+    elif rule is not None:
         masks = all(case.label is not None and case.boxes is None for case in cohort.cases)
         made = with_boxes(made, measured, rule, masks=masks, overrides=overrides.get("boxes"))
     write_text(path, made.to_yaml())
@@ -86,22 +95,38 @@ def plan(
     return made
 
 
+def usable_cohort(cohort: Cohort, task: Mapping[str, Any]) -> tuple[Cohort, LabelTable]:
+    """The cases that the task can learn from or be scored on, and what it says of them: labels, or classes.
+
+    Raises:
+        MedsegError: there are none, as nobody says what the images show.
+    """
+    if task["name"] == CLASSIFICATION:
+        cohort = class_cohort(cohort, task)
+        return cohort, class_labels(cohort.classes)
+    if cohort.labels is None:
+        raise MedsegError("the data set has no labels; expected a mask or boxes for each image (set data.labels)")
+    return cohort, cohort.labels
+
+
 def lesion_rule(task: Mapping[str, Any]) -> LesionRule | None:
-    """How a mask becomes lesions, as a detector's spec says; None for other tasks."""
+    """How a mask becomes lesions, as the spec of a detector (or of a classifier of regions) says; None for other tasks."""
+    if task["name"] == CLASSIFICATION:
+        return LesionRule() if task.get("region") else None
     if task["name"] != "detection":
         return None
     return LesionRule(bool(task.get("instances", False)), float(task.get("smallest_mm3", 0.0)))
 
 
-def _given(file: Path, cohort: Cohort, overrides: Mapping[str, Any], task: str) -> Plan:
+def _given(file: Path, cohort: Cohort, labels: LabelTable, overrides: Mapping[str, Any], task: str) -> Plan:
     """A plan that the user brings, with what the command line changes. Raises MedsegError where the data is not its kind."""
     made = Plan.load(file)
     if made.task != task:
         raise MedsegError(f"{file}: is a plan for {made.task}, not for {task}. Make one with medseg plan task={task}")
-    if made.labels != cohort.labels or len(made.channels) != len(cohort.channels):
+    if made.labels != labels or len(made.channels) != len(cohort.channels):
         raise MedsegError(
             f"{file}: is a plan for labels {dict(made.labels.names)} and {len(made.channels)} channels; the data set has "
-            f"{dict(cohort.labels.names) if cohort.labels else {}} and {len(cohort.channels)}. Make one with medseg plan"
+            f"{dict(labels.names)} and {len(cohort.channels)}. Make one with medseg plan"
         )
     values = {name: value for name, value in overrides.items() if value is not None}
     return made.changed(**values) if values else made
@@ -116,6 +141,11 @@ def describe(made: Plan) -> str:
         f"patch      {_by(made.patch_size)}, {made.batch_size} a batch",
         f"network    {len(made.features)} stages of {', '.join(map(str, made.features))} features, divisor {_by(made.divisor)}",
     ]
+    if made.classes is not None:
+        shares = zip(made.labels.names.values(), made.classes.shares, strict=True)
+        lines[2] = f"classes    {', '.join(f'{name} {share:.0%}' for name, share in shares)}"
+        if made.classes.region is not None:
+            lines.append(f"region     {_by(made.classes.region.field)} {made.unit} around what the mask marks")
     if made.boxes is not None:
         anchors = "; ".join(
             f"level {level}: {', '.join(map(_by, sizes))}"

@@ -10,41 +10,39 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from medseg.errors import MachineError, MedsegError, SomeFailed, all_at_once
-from medseg.export.boxes import NAME as BOXES
-from medseg.export.boxes import write_boxes
-from medseg.export.case_folder import holds_only_results, remove_remains, whole_folder
-from medseg.export.dicom import DicomExport, ValueMap, export_dicom, probability_maps
+from medseg.commands.case_work import CaseWork, Wanted
+from medseg.commands.failures import Failures
+from medseg.commands.heat_maps import HeatMaps, Saliency, heat_maps_of
+from medseg.commands.report import report as write_report
+from medseg.data.regions import read_planned
+from medseg.errors import MedsegError, all_at_once
+from medseg.export.case_folder import holds_only_results, remove_remains
+from medseg.export.dicom import DicomExport, check_dicom, export_dicom
 from medseg.export.dicom_source import Algorithm
 from medseg.export.manifest import Manifest, Record, read_manifest, records
-from medseg.export.nifti import write_mask, write_probabilities
-from medseg.export.origin import InputNames, content_key
-from medseg.export.overlay import case_overlay
-from medseg.export.tables import COMPONENTS, LESIONS, figures, write_predictions
-from medseg.files import NO_SPACE, full_disk_is_said
-from medseg.inference.ahead import Read, read_ahead, warnings_of_this_thread
+from medseg.export.origin import InputNames
+from medseg.export.tables import write_predictions
+from medseg.files import full_disk_is_said
+from medseg.inference.ahead import read_ahead
 from medseg.inference.boxes import BoxOptions
-from medseg.inference.combine import combine, combined_labels
+from medseg.inference.combine import combined_labels
 from medseg.inference.predictor import Predictor
 from medseg.model import current_versions, load_members
 from medseg.planning.plan import Plan
-from medseg.scans import read_case
 from medseg.scans.layouts import input_cases
-from medseg.scans.names import case_id, slug
-from medseg.structures import Case, Fault, Prediction
+from medseg.scans.names import case_id
+from medseg.structures import Fault
 
 logger = logging.getLogger(__name__)
 Models = Path | str | Mapping[str, Path | str]
 Input = Path | str | Sequence[Path | str]
-_TAKEN = ("manifest.json", "predictions.csv", "report.html")
 
 
 def predict(
@@ -57,7 +55,10 @@ def predict(
     batch_size: int = 1,
     boxes: Mapping[str, Any] | None = None,
     save_probabilities: bool = False,
+    uncertainty: bool = False,
+    saliency: Mapping[str, Any] | None = None,
     overlays: bool = True,
+    report: bool = True,
     overwrite: bool = False,
     workers: int = 1,
     runtime: Mapping[str, Any] | None = None,
@@ -78,7 +79,12 @@ def predict(
         boxes: values of `medseg.inference.boxes.BoxOptions`: where boxes come from, which of them are findings, and whether
             the others are written too.
         save_probabilities: whether each label's probability is written beside the mask. A model that finds boxes has none.
+        uncertainty: whether a map of how unsure the mask is (`medseg.inference.uncertainty`) is written beside it, and its mean
+            over each label into ``predictions.csv``. Boxes always say how far mirrorings and folds disagree (``spread``).
+        saliency: values of `medseg.commands.heat_maps.Saliency`: heat maps that are written beside each prediction of a single
+            model; None, or a method of None, for none.
         overlays: whether a picture of three slices, with outlines and boxes, is written beside the mask and boxes.
+        report: whether slices of each scan are kept for ``report.html``, which is then written at the end.
         overwrite: whether results in ``output`` are replaced, whatever made them.
         workers: scans that are read ahead while one is predicted, each in memory.
         runtime: options of `medseg.inference.runtime.TorchRuntime`.
@@ -114,23 +120,28 @@ def predict(
             trust=trust,
         )
     plan = _plan_of_all(predictors)
-    if save_probabilities:
-        _check_probabilities(predictors)
+    for option, asked in (("save_probabilities", save_probabilities), ("uncertainty", uncertainty)):
+        if asked:
+            _check_probabilities(predictors, option)
+    maps = _heat_maps(folders, saliency, overlap=overlap, runtime=runtime, trust=trust, export=export)
     objects = _objects(export or {}, predictors, plan)
     cases, faults = input_cases(input, plan, select=select)
     if not cases:
         raise all_at_once(f"input {input}: expected scans, found none that can be read", map(str, faults))
     if objects is not None:
-        _check_dicom(cases)
+        check_dicom(cases)
     chosen = {
         "overlap": overlap,
         "mirror": mirror,
         "boxes": asdict(box_options),
         "save_probabilities": save_probabilities,
+        "uncertainty": uncertainty,
         "export": dict(export or {}),
     }
     manifest = _manifest(output, predictors, chosen)
-    work = _Work(predictors, output, names, box_options.all, save_probabilities, overlays, objects)
+    wanted = Wanted(box_options.all, save_probabilities, uncertainty, overlays, report)
+    failures = Failures(names)
+    work = CaseWork(predictors, output, names, wanted, objects, maps, failures)
     unread = _unread(faults, {case.id for case in cases}, names)
     _check_folders({case.id: work.folder(case) for case in cases})
     with full_disk_is_said(output):
@@ -142,103 +153,34 @@ def predict(
             if len(todo) < len(cases):
                 logger.info("%d of %d cases are done already", len(cases) - len(todo), len(cases))
             with tqdm(total=len(cases), initial=len(cases) - len(todo), unit="case", disable=not progress) as bar:
-                for case, read in read_ahead(todo, lambda case: read_case(case, plan.options), workers):
+                for case, read in read_ahead(todo, lambda case: read_planned(case, plan), workers):
                     manifest.record(case.id, work.do(case, read, _window_progress(bar, case.id)))
                     bar.update()
         write_predictions(manifest.cases, output)
-    _raise_for_failures(manifest, [*(case.id for case in cases), *unread], output, work.starved)
+        if report:
+            write_report(output, progress=progress)
+    failures.reasons |= {n: r.reason for n, r in manifest.cases.items() if r.status == "failed"}
+    failures.raise_if_any([*(case.id for case in cases), *unread], output, "predicted")
     return output
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is done with each case: predict, write, say how it went; ``starved`` are those that memory did not hold."""
-
-    predictors: Mapping[str, Predictor]
-    output: Path
-    names: InputNames
-    every_box: bool
-    save_probabilities: bool
-    overlays: bool
-    write_objects: Callable[..., list[str]] | None
-    starved: list[str] = field(default_factory=list)
-
-    def folder(self, case: Case) -> Path:
-        """The case's folder: its id, where that is safe in a path."""
-        name = case_id(case.id)
-        return self.output / (f"{name}_" if name in _TAKEN else name)
-
-    def is_done(self, case: Case, manifest: Manifest) -> bool:
-        """Whether the same files were predicted before and the result is still there."""
-        record = manifest.cases.get(case.id)
-        if record is None or record.status != "done" or not _is_there(self.folder(case), record):
-            return False
-        try:
-            return record.key == content_key(case)
-        except OSError:
-            return False  # reading it says what is wrong
-
-    def do(self, case: Case, read: Read, on_window: Callable[[int, int], None]) -> Record:
-        """Predict and write one case. What is wrong with it ends up in the record; a full disk is raised."""
-        started = time.monotonic() - read.seconds
-        mended = [self.names.without_paths(warning, case) for warning in read.warnings]
-        record = Record("failed", sources=self.names.sources(case), mended=mended)
-        try:
-            if read.error is not None:
-                raise read.error
-            key = content_key(case)
-            with warnings_of_this_thread("medseg") as notes:
-                found, completed = self._predict(case, read, on_window)
-            record = replace(record, mended=[*mended, *notes, *completed])
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_SPACE:
-                raise
-            if isinstance(error, (MachineError, MemoryError)):
-                self.starved.append(case.id)
-            elif not isinstance(error, (MedsegError, OSError)):
-                logger.exception("case %s: this is a bug of medseg", case.id)
-            reason = str(error) if isinstance(error, MedsegError) else f"{type(error).__name__}: {error}"
-            reason = self.names.without_paths(reason, case).removeprefix(f"case {case.id!r}: ")
-            return replace(record, seconds=time.monotonic() - started, reason=reason)
-        seconds = time.monotonic() - started
-        return replace(record, status="done", seconds=seconds, folder=self.folder(case).name, key=key, figures=found)
-
-    def _predict(
-        self, case: Case, read: Read, on_window: Callable[[int, int], None]
-    ) -> tuple[dict[str, float], list[str]]:
-        """Write the case's folder; returns its figures, and what DICOM objects needed that the source lacks."""
-        if read.volume is None:
-            raise MedsegError(f"case {case.id!r}: was not read")
-        predictions: dict[str, Prediction] = {}
-        found: dict[str, float] = {}
-        maps: list[Iterator[ValueMap]] = []
-        with whole_folder(self.folder(case)) as folder:
-            for name, predictor in self.predictors.items():
-                outcome = predictor.outcome(read.volume, case.id, on_window)
-                predictions[name] = outcome.prediction
-                found |= figures(outcome.prediction, f"{name}/" if name else "")
-                if self.save_probabilities:
-                    place = folder / slug(name) if name else folder
-                    place.mkdir(exist_ok=True)
-                    merged = (outcome.merged, outcome.restoration, outcome.prediction.labels)
-                    write_probabilities(*merged, place)
-                    if self.write_objects is not None:
-                        maps.append(probability_maps(*merged, folder=slug(name) if name else ""))
-            prediction = predictions[""] if "" in predictions else combine(predictions)
-            if prediction.mask is not None:
-                write_mask(prediction, folder)
-            if prediction.boxes is not None:
-                write_boxes(prediction, folder, every=self.every_box)
-            if self.overlays:
-                case_overlay(read.volume, prediction, folder / "overlay.png")
-            completed = self.write_objects(prediction, case, folder, maps=chain(*maps)) if self.write_objects else []
-        return found, completed
-
-
-def _is_there(folder: Path, record: Record) -> bool:
-    """Whether the mask and the boxes that the figures of a record are made from still lie in the case's folder."""
-    of_mask, of_boxes = (any(name.endswith(end) for name in record.figures) for end in (COMPONENTS, LESIONS))
-    return (any(folder.glob("mask.*")) or not of_mask) and ((folder / BOXES).is_file() or not of_boxes)
+def _heat_maps(
+    folders: Mapping[str, Any],
+    saliency: Mapping[str, Any] | None,
+    *,
+    overlap: float,
+    runtime: Mapping[str, Any] | None,
+    trust: Sequence[str],
+    export: Mapping[str, Any] | None,
+) -> HeatMaps | None:
+    """What explains each prediction, or None where that is not asked for."""
+    chosen = Saliency.from_mapping(saliency or {})
+    if chosen.method is None:
+        return None
+    if len(folders) > 1:
+        raise MedsegError("saliency: one model is explained at a time; predict with each into an output of its own")
+    members = load_members(Path(next(iter(folders.values()))), trust)
+    return heat_maps_of(members, chosen, overlap=overlap, runtime=runtime, trust=trust, export=export)
 
 
 def _objects(
@@ -257,23 +199,13 @@ def _objects(
     )
 
 
-def _check_probabilities(predictors: Mapping[str, Predictor]) -> None:
+def _check_probabilities(predictors: Mapping[str, Predictor], option: str) -> None:
     """Raises MedsegError where a model has no probability of each voxel."""
-    without = [name or "this one" for name, predictor in predictors.items() if predictor.task.name == "detection"]
+    without = [name or "this one" for name, predictor in predictors.items() if predictor.task.name != "segmentation"]
     if without:
         raise MedsegError(
-            f"save_probabilities: expected models that label voxels, found one that finds boxes, which have scores: "
+            f"{option}: expected models that label voxels, found one whose boxes or classes have scores anyway: "
             f"{', '.join(without)}. Leave it out; boxes.all=true lists the boxes below the working point too"
-        )
-
-
-def _check_dicom(cases: Sequence[Case]) -> None:
-    """Raises MedsegError unless all scans are DICOM: objects belong to the patient and study of one."""
-    others = [case.id for case in cases if case.images[0].kind != "dicom"]
-    if others:
-        raise MedsegError(
-            f"export=dicom: expected DICOM series, found {len(others)} scan(s) of other formats: {', '.join(others[:10])}. "
-            "Predict them without export=dicom, or take the DICOM series as input"
         )
 
 
@@ -337,6 +269,7 @@ def _plan_of_all(predictors: Mapping[str, Predictor]) -> Plan:
             ("number of channels", len(plans[first].channels), len(plan.channels)),
             ("unit", plans[first].unit, plan.unit),
             ("reader options", dict(plans[first].options), dict(plan.options)),
+            ("region of a scan", *(p.classes.region if p.classes else None for p in (plans[first], plan))),
         ):
             if a != b:
                 raise MedsegError(
@@ -381,20 +314,3 @@ def _window_progress(bar: tqdm, case: str) -> Callable[[int, int], None]:
 
     bar.set_postfix_str(case)
     return show
-
-
-def _raise_for_failures(manifest: Manifest, ids: Sequence[str], output: Path, starved: Sequence[str]) -> None:
-    """Say what failed: 4 where it was the memory, 2 where nothing came out, 3 where the others did."""
-    failed = [f"{name!r}: {manifest.cases[name].reason}" for name in ids if manifest.cases[name].status == "failed"]
-    done = len(ids) - len(failed)
-    if starved:
-        heading = (
-            f"the memory did not hold {len(starved)} of {len(ids)} cases; close other programs, take workers=0 or "
-        )
-        heading += "a machine with more memory, and run the same command again, it goes on:"
-        raise MachineError(str(all_at_once(heading, failed)))
-    if failed and not done:
-        raise all_at_once(f"none of the {len(ids)} cases could be predicted:", failed)
-    if failed:
-        listed = all_at_once(f"{len(failed)} of {len(ids)} cases failed, the others are in {output}:", failed)
-        raise SomeFailed(str(listed))

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from medseg.commands.evaluation_parts import Part
-from medseg.commands.scoring import WORST, Data, Key, known_of, without_paths
+from medseg.commands.scoring import WORST, Calibrated, Data, Key, Points, known_of, without_paths
 from medseg.errors import MedsegError
 from medseg.evaluation.box_baselines import BoxExample, BrightestComponents
+from medseg.evaluation.box_calibration import box_calibration
 from medseg.evaluation.box_folder import NAME, BoxFolder
 from medseg.evaluation.detection import FROC_IOU, DetectedCase, LabelScore, faults_of, score_labels, threshold_for
 from medseg.evaluation.detection_figures import draw_froc, draw_precision_recall
@@ -25,12 +26,14 @@ from medseg.evaluation.detection_summary import curves_of, detection_metrics, wr
 from medseg.evaluation.detection_table import format_detection
 from medseg.evaluation.figures import Overlay, draw_overlays
 from medseg.evaluation.summary import Summary
+from medseg.evaluation.working_point import CALIBRATION, COMPONENTS
 from medseg.export.boxes import write_boxes
 from medseg.export.nifti import write_mask
 from medseg.inference.boxes import BoxFinder, BoxOptions
+from medseg.inference.predictor import Outcome
 from medseg.scans.lesions import read_lesions
 from medseg.scans.reading import ScanError
-from medseg.structures import Boxes, Case, LesionRule, Prediction
+from medseg.structures import Boxes, Case, LesionRule
 from medseg.volume import Geometry
 
 logger = logging.getLogger(__name__)
@@ -76,8 +79,9 @@ class BoxScoring:
     def is_written(self, folder: Path) -> bool:
         return (folder / NAME).is_file()
 
-    def write_prediction(self, prediction: Prediction, folder: Path) -> None:
+    def write_prediction(self, outcome: Outcome, case: Case, folder: Path) -> None:
         """All candidates, and the mask where there is one."""
+        prediction = outcome.prediction
         write_boxes(prediction, folder, every=True)
         if prediction.mask is not None:
             write_mask(prediction, folder)
@@ -86,6 +90,15 @@ class BoxScoring:
         truth, geometry = self._truth(case, say=True)
         boxes, stated = found.read(case.id, geometry, self.data.labels)
         return self._detected(case, boxes, truth, geometry, fold, self.thresholds.get(fold, stated))
+
+    def calibration(
+        self, scored: Sequence[DetectedCase], found: Mapping[str, BoxFolder], points: Points, samples: int
+    ) -> Calibrated | None:
+        """Of boxes whose models have lines for their scores; components of masks have none."""
+        lines = [points.get(case.fold, {}).get(CALIBRATION) for case in scored]
+        if self.made.get("from") == COMPONENTS or not all(lines):
+            return None
+        return Calibrated(box_calibration(scored, self.data.labels, [line or {} for line in lines], samples=samples))
 
     def title(self, scored: Sequence[DetectedCase]) -> str:
         return f"a lesion is found from IoU {_overlap(scored):g} up"

@@ -11,20 +11,26 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medseg.commands.scoring import WORST, Data, Key, known_of, without_paths
+from medseg.commands.scoring import WORST, Calibrated, Data, Key, Points, known_of, without_paths
+from medseg.data.preprocess import preprocess_mask
 from medseg.errors import MedsegError
 from medseg.evaluation.baselines import Example, GlobalThreshold, MeanShapeAtlas
 from medseg.evaluation.figures import Overlay, draw_metric, draw_overlays
+from medseg.evaluation.mask_calibration import MaskForecast, mask_calibration
 from medseg.evaluation.mask_folder import MaskFolder
 from medseg.evaluation.segmentation import segmentation_metrics
 from medseg.evaluation.summary import ScoredCase, Summary, format_table, write_evaluation
 from medseg.export.nifti import write_mask
+from medseg.inference.predictor import Outcome
 from medseg.scans import difference, read_mask, same_grid
 from medseg.scans.labels import present
-from medseg.structures import Case, Prediction, unique_values
+from medseg.scans.names import case_id
+from medseg.structures import Case, unique_values
 from medseg.volume import Array, Geometry
 
 logger = logging.getLogger(__name__)
+VOXELS = "voxels.npz"
+"""Some voxels of a case with their probabilities and what is true of them, beside its predicted mask."""
 
 
 class _Baseline(Protocol):
@@ -56,12 +62,32 @@ class MaskScoring:
     def is_written(self, folder: Path) -> bool:
         return any(folder.glob("mask.*"))
 
-    def write_prediction(self, prediction: Prediction, folder: Path) -> None:
-        write_mask(prediction, folder)
+    def write_prediction(self, outcome: Outcome, case: Case, folder: Path) -> None:
+        """The mask, and of the probabilities some voxels with what is true of them, while there are any."""
+        write_mask(outcome.prediction, folder)
+        try:
+            truth, _ = self._truth(case)
+        except (MedsegError, OSError):
+            return  # said when the case is scored
+        placed = preprocess_mask(truth, outcome.restoration, outcome.plan)[0]
+        MaskForecast.draw(outcome.merged, placed, self.data.labels, case.patient).save(folder / VOXELS)
 
     def score(self, case: Case, found: MaskFolder, fold: str) -> ScoredCase:
         truth, geometry = self._truth(case)
         return self._scored(case, self._predicted(case, found, geometry), truth, geometry, fold)
+
+    def calibration(
+        self, scored: Sequence[ScoredCase], found: Mapping[str, MaskFolder], points: Points, samples: int
+    ) -> Calibrated | None:
+        """Of the voxels that were kept when a model predicted."""
+        kept = {(case.fold, case.id): found[case.fold].path / case_id(case.id) / VOXELS for case in scored}
+        if not points or not all(path.is_file() for path in kept.values()):
+            return None
+        temperature = {fold: float(point.get("temperature", 1.0)) for fold, point in points.items()}
+        forecasts = (
+            MaskForecast.load(kept[case.fold, case.id], case.patient, temperature[case.fold]) for case in scored
+        )
+        return Calibrated(mask_calibration(forecasts, self.data.labels, samples=samples))
 
     def title(self, scored: Sequence[ScoredCase]) -> str:
         unit = "px" if any(row.metric == "hd95_px" for case in scored for row in case.rows) else "mm"

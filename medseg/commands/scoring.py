@@ -17,13 +17,17 @@ from tqdm import tqdm
 
 from medseg.errors import MedsegError
 from medseg.evaluation.baselines import normalised
+from medseg.evaluation.calibration import Calibration
+from medseg.evaluation.conformal import Coverage
 from medseg.evaluation.summary import Summary
 from medseg.export.origin import InputNames
+from medseg.inference.predictor import Outcome
 from medseg.scans import read_case, read_geometry
-from medseg.structures import Case, LabelTable, Prediction
+from medseg.structures import Case, LabelTable
 from medseg.volume import Array, Geometry
 
 logger = logging.getLogger(__name__)
+Points = Mapping[str, Mapping[str, Any]]
 Key = tuple[str, str]
 """Fold and id of a case: folds may share cases."""
 WORST = 6
@@ -47,6 +51,15 @@ F = TypeVar("F")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """A row of `medseg.evaluation.calibration_summary` by its name; of classes also what their conformal sets hold."""
+
+    rows: Mapping[str, Calibration]
+    coverage: Coverage | None = None
+    held: tuple[float, float] | None = None
+
+
 class Scoring(Protocol[S, F]):
     """One kind of result, from what a model says of a case to the figures of all; ``F`` is a folder of predictions."""
 
@@ -64,7 +77,7 @@ class Scoring(Protocol[S, F]):
     def is_written(self, folder: Path) -> bool:
         """Whether a case's folder holds what `write_prediction` writes."""
 
-    def write_prediction(self, prediction: Prediction, folder: Path) -> None:
+    def write_prediction(self, outcome: Outcome, case: Case, folder: Path) -> None:
         """Write into a case's folder all that is scored. Raises MedsegError where the prediction lacks it."""
 
     def score(self, case: Case, found: F, fold: str) -> S:
@@ -94,6 +107,15 @@ class Scoring(Protocol[S, F]):
         baselines: Mapping[str, Sequence[S]],
     ) -> None:
         """Write pictures of the figures and of the worst cases; ``found`` are the predictions of each fold."""
+
+    def calibration(
+        self, scored: Sequence[S], found: Mapping[str, F], points: Points, samples: int
+    ) -> Calibrated | None:
+        """How honest the stated probabilities are, before and after calibration; None where none are stated.
+
+        Args:
+            points: fold → the working point of the models that predicted it; empty for predictions without a model.
+        """
 
     def baselines(self, fit: Sequence[Case], cases: Sequence[Case], fold: str) -> dict[str, list[S]]:
         """What each baseline, fitted on ``fit``, scores on ``cases``, all of which can be scored."""

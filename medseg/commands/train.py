@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from medseg.commands.decide import decided_on_tune
 from medseg.commands.plan import plan as make_plan
+from medseg.commands.plan import usable_cohort
 from medseg.data.augment import Augment, strong
 from medseg.data.dataset import make_loader, stream
-from medseg.data.lesions import preprocess_lesions
 from medseg.data.splits import Split, Splits, obtain_splits
 from medseg.data.store import Store, prepare
 from medseg.errors import MedsegError, SomeFailed
-from medseg.evaluation.detection import DetectedCase
-from medseg.evaluation.postprocess import choose_postprocessing
-from medseg.evaluation.working_point import thresholds_at_rates
-from medseg.inference.components import choose_components
-from medseg.inference.predictor import Predictor
 from medseg.inference.runtime import Precision, fast_bf16, find_device
 from medseg.model import Model, load_members, save_model
 from medseg.networks import build_network
 from medseg.planning.plan import Plan
-from medseg.scans import read_case, read_mask
 from medseg.scans.faults import NOTES, duplicate_groups
-from medseg.scans.lesions import read_lesions
-from medseg.structures import Case, Cohort, LesionRule
+from medseg.structures import Cohort
 from medseg.tasks import build_task, check_loss
 from medseg.training.fit import Fitted, Loggers, TrainingData, fit
 from medseg.training.module import TrainingModule
@@ -43,8 +36,6 @@ from medseg.training.settings import Optimization, TrainerSettings
 from medseg.training.transfer import transfer
 
 logger = logging.getLogger(__name__)
-FP_PER_SCAN = 1.0
-"""The working point of a detector unless another is asked for: false positives a scan on ``tune``."""
 
 
 def train(
@@ -96,10 +87,7 @@ def train(
     settings, optimization = TrainerSettings.from_mapping(trainer or {}), Optimization.from_mapping(optim or {})
     task = task or {"name": "segmentation"}
     check_loss(task, loss)
-    if cohort.labels is None:
-        raise MedsegError(
-            "train: the data set has no labels; expected a mask or boxes for each image (set data.labels)"
-        )
+    cohort, _ = usable_cohort(cohort, task)
     request = config or {"network": dict(network), "task": dict(task), "fold": fold, "folds": folds, "seed": seed}
     run = RunFolder.open(run_dir, request, new=new)
     if run.finished:
@@ -127,7 +115,7 @@ def train(
         device = find_device("auto" if settings.accelerator in ("auto", "gpu") else settings.accelerator)
         precision = choose_precision(settings, device.type)
         module = TrainingModule(
-            _network(network, plan, init, trust),
+            _network(network, plan, task, init, trust),
             build_task(task, plan, loss),
             plan,
             optimization,
@@ -168,8 +156,7 @@ def train(
         if fitted.rank:
             return run.model
         model = _model(fitted, plan, task, network, optimization, seed, fold)
-        decide = _with_working_point if task["name"] == "detection" else _postprocessed
-        model = decide(model, cohort, usable, trust)
+        model = decided_on_tune(model, cohort, usable.tune, trust)
         save_model(model, run.model)
         logger.info(
             "tune score %.4f at epoch %d of %d; the model is in %s",
@@ -206,16 +193,18 @@ def _usable(split: Split, store: Store) -> Split:
     return usable
 
 
-def _network(spec: Mapping[str, Any], plan: Plan, init: Path | None, trust: Sequence[str]) -> nn.Module:
+def _network(
+    spec: Mapping[str, Any], plan: Plan, task: Mapping[str, Any], init: Path | None, trust: Sequence[str]
+) -> nn.Module:
     """The network of the plan, fresh or with what fits of the model ``init``."""
-    network = build_network(spec, plan, len(plan.labels.outputs), trust=trust)
+    network = build_network(spec, plan, build_task(task, plan).out_channels, trust=trust)
     if init is not None:
         source = load_members(init, trust)[0]
         taken = transfer(
             network,
             dict(source.weights),
-            outputs=plan.labels.outputs,
-            old_outputs=source.plan.labels.outputs,
+            outputs=_outputs(plan),
+            old_outputs=_outputs(source.plan),
             channels=[channel.name for channel in plan.channels],
             old_channels=[channel.name for channel in source.plan.channels],
         )
@@ -223,13 +212,13 @@ def _network(spec: Mapping[str, Any], plan: Plan, init: Path | None, trust: Sequ
             raise MedsegError(
                 f"init={init}: no tensor of that model fits this network; expected the same network and plan"
             )
-        logger.info(
-            "init: %d tensors taken, %d adapted to other labels or channels, %d fresh",
-            len(taken.whole),
-            len(taken.adapted),
-            len(taken.left),
-        )
+        logger.info("init: %s", taken)
     return network
+
+
+def _outputs(plan: Plan) -> tuple[str, ...]:
+    """What the channels of a network's output are called; classes have no background among them."""
+    return plan.labels.outputs if plan.classes is None else tuple(plan.labels.names.values())
 
 
 def _model(
@@ -253,52 +242,6 @@ def _model(
         "lr": optimization.lr,
     }
     return Model(plan=plan, task=dict(task), network=dict(network), weights=fitted.weights, training=summary)
-
-
-def _postprocessed(model: Model, cohort: Cohort, split: Split, trust: Sequence[str]) -> Model:
-    """The model with the post-processing that helps on ``tune``, and on nothing else."""
-    predictor, labels = Predictor([model], trust=trust), model.plan.labels
-    by_id = {case.id: case for case in cohort.cases}
-
-    def pairs() -> Any:
-        for name in split.tune:
-            prediction = predictor.predict(by_id[name])
-            source = by_id[name].label
-            if prediction.mask is not None and source is not None:
-                truth, _ = read_mask(source, prediction.geometry, labels)
-                yield prediction.mask, truth, prediction.geometry
-
-    model = replace(model, postprocessing=choose_postprocessing(pairs(), labels))
-    return _with_components(model, predictor, by_id, split) if model.task.get("components") else model
-
-
-def _with_components(model: Model, predictor: Predictor, cases: Mapping[str, Case], split: Split) -> Model:
-    """The model with the way in which components of its mask become boxes, chosen on ``tune``."""
-
-    def examples() -> Any:
-        for name in split.tune:
-            volume = read_case(cases[name], model.plan.options)
-            found = predictor.outcome(volume, name)
-            lesions = read_lesions(cases[name], volume.geometry, model.plan.labels, LesionRule())
-            placed, _ = preprocess_lesions(lesions.boxes, None, found.restoration, model.plan)
-            yield found.merged, placed, found.restoration.geometry
-
-    return replace(model, working_point={"components": choose_components(examples(), model.plan.labels)})
-
-
-def _with_working_point(model: Model, cohort: Cohort, split: Split, trust: Sequence[str]) -> Model:
-    """The model with the scores from which its boxes count, chosen on ``tune`` for each rate of false positives."""
-    predictor = Predictor([model], trust=trust)
-    labels, rule = model.plan.labels, model.plan.boxes.rule if model.plan.boxes else LesionRule()
-    by_id = {case.id: case for case in cohort.cases}
-    found = []
-    for name in split.tune:
-        prediction = predictor.predict(by_id[name])
-        truth = read_lesions(by_id[name], prediction.geometry, labels, rule).boxes
-        if prediction.boxes is not None:
-            found.append(DetectedCase(name, prediction.boxes, truth, prediction.geometry))
-    point = {"fp_per_scan": FP_PER_SCAN, "thresholds": thresholds_at_rates(found, labels)}
-    return replace(model, working_point=point)
 
 
 def seed_torch(seed: int) -> None:

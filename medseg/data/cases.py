@@ -50,6 +50,10 @@ class CropSource(Protocol):
         """The boxes of a case that was prepared for detection, on the plan's grid."""
 
     @property
+    def classes(self) -> tuple[int, ...] | None:
+        """Positions of the classes that a case shows, where it was prepared for classification."""
+
+    @property
     def has_label(self) -> bool: ...
 
     def image(self, lower: Sequence[int], upper: Sequence[int]) -> Array:
@@ -102,7 +106,7 @@ def cache(store: Store, ids: Sequence[str], *, rate: float = 1.0, threads: int =
     dataset = CacheDataset(
         _items(store, ids), load, cache_rate=rate, num_workers=threads, progress=progress, copy_cache=False
     )
-    return _Cached(dataset, ids)
+    return _Cached(dataset, store, ids)
 
 
 def persistent(
@@ -133,7 +137,7 @@ def persistent(
             f"{folder}: the cached tensors of {items[at]['id']!r} could not be written ({error}); make room, or train "
             "with loader=stream, which needs none"
         ) from error
-    return _Cached(dataset, ids)
+    return _Cached(dataset, store, ids)
 
 
 def smart(
@@ -183,6 +187,7 @@ class LoadedCase:
     labels: Array | None
     locations: Mapping[str, Array]
     lesions: Boxes | None = None
+    classes: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -239,12 +244,12 @@ class _Streamed(_Fixed):
 
 
 class _Cached(_Fixed):
-    def __init__(self, dataset: CacheDataset | PersistentDataset, ids: Sequence[str]) -> None:
+    def __init__(self, dataset: CacheDataset | PersistentDataset, store: Store, ids: Sequence[str]) -> None:
         super().__init__(ids)
-        self._dataset = dataset
+        self._dataset, self._store = dataset, store
 
     def __getitem__(self, position: int) -> CropSource:
-        return _loaded(self._ids[position], self._dataset[position])
+        return _loaded(self._store.case(self._ids[position]), self._dataset[position])
 
 
 class _Smart:
@@ -266,7 +271,7 @@ class _Smart:
 
     def __getitem__(self, position: int) -> CropSource:
         item = self._dataset[position]
-        return _loaded(item["id"], item)
+        return _loaded(self._load.store.case(item["id"]), item)
 
     def on_epoch_start(self) -> None:
         if not self._reading:
@@ -289,7 +294,7 @@ class _Load(Transform):
     """MONAI's deterministic part: ``{"id"}`` → ``{"id", "image", "label", "locations", "lesions"}`` of a whole case."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
         self.permits: threading.Semaphore | None = None
         self.stopped = False
 
@@ -298,7 +303,7 @@ class _Load(Transform):
             self.permits.acquire()
         if self.stopped:
             return dict(data)
-        case = self._store.case(data["id"])
+        case = self.store.case(data["id"])
         image, label = case.whole()
         locations = {name: np.array(at) for name, at in case.locations.items()}
         lesions = () if case.lesions is None else (case.lesions.boxes, case.lesions.labels)
@@ -313,16 +318,17 @@ def _entry_name(item: Mapping[str, str]) -> bytes:
     return item["entry"].encode()
 
 
-def _loaded(name: str, item: Mapping[str, Any]) -> LoadedCase:
-    """What `_Load` made, in memory or read back as tensors."""
+def _loaded(case: StoredCase, item: Mapping[str, Any]) -> LoadedCase:
+    """What `_Load` made, in memory or read back as tensors; the classes are not kept there, as one may be mended."""
     locations = {target: np.asarray(at) for target, at in item["locations"].items()}
     label, lesions = item["label"], item["lesions"]
     return LoadedCase(
-        name,
+        case.id,
         np.asarray(item["image"]),
         None if label is None else np.asarray(label),
         locations,
         Boxes(*map(np.asarray, lesions)) if lesions else None,
+        case.classes,
     )
 
 

@@ -45,8 +45,14 @@ __all__ = [
 ]
 
 
+MOST_DRAWS = 1000
+"""After so many cases that the task does not want, the last is taken."""
+
+
 class Cropper(Protocol):
-    """What is needed here of a `Task`: where to crop, and what the loss compares with."""
+    """What is needed here of a `Task`: which cases and where to crop, and what the loss compares with."""
+
+    def wants(self, case: Any, rng: np.random.Generator) -> bool: ...
 
     def crop(
         self, case: Any, patch_size: Sequence[int], foreground: bool, rng: np.random.Generator
@@ -86,7 +92,7 @@ class Crops(Dataset[dict[str, Any]]):
         """``image`` (C, *patch) float32, ``case``: the id, and what `Task.target` gives."""
         epoch, index = draw
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch, index))))
-        case = self.cases[int(rng.integers(len(self.cases)))]
+        case = self._drawn(rng)
         patch = self.plan.patch_size
         wanted = wants_foreground(index, self.plan.batch_size, self.plan.foreground)
         # The patch is placed first and the window grows about it: augmentation does not move what a crop is about.
@@ -103,6 +109,14 @@ class Crops(Dataset[dict[str, Any]]):
 
         target = self.task.target(case, label, patch, placed)
         return {"image": torch.from_numpy(image), "case": case.id, **target}
+
+    def _drawn(self, rng: np.random.Generator) -> Any:
+        """A case, each as likely as any other, or as the task wants them."""
+        for _ in range(MOST_DRAWS):
+            case = self.cases[int(rng.integers(len(self.cases)))]
+            if self.task.wants(case, rng):
+                break
+        return case
 
 
 def wants_foreground(index: int, batch_size: int, share: float) -> bool:

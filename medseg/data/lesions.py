@@ -6,6 +6,7 @@ Owns what becomes of a lesion that a crop cuts. Knows no network and no augmenta
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ def preprocess_lesions(
 def restore_boxes(boxes: Boxes, restoration: Restoration) -> Boxes:
     """Boxes in voxel edges of the plan's grid → of the scan's own grid, cut off at its border; the inverse of the above."""
     edges = moved(boxes.boxes, restoration.geometry, restoration.scan)
-    return Boxes(_within(edges, restoration.scan.shape), boxes.labels, boxes.scores)
+    return replace(boxes, boxes=_within(edges, restoration.scan.shape))
 
 
 def _within(edges: Array, shape: Sequence[int], sliver: float = 1e-3) -> Array:

@@ -192,6 +192,14 @@ def restore_scores_blocks(scores: Array, restoration: Restoration, block: int = 
         yield window, back.apply(part)
 
 
+def restore_values(values: Array, restoration: Restoration) -> Array:
+    """Numbers ``(*S)`` of the plan's grid → float32 on the scan's own grid, linearly; 0 outside what was kept of the scan."""
+    restored = np.zeros(restoration.scan.shape, np.float32)
+    for window, part in restore_scores_blocks(values[None], restoration):
+        restored[window] = part[0]
+    return restored
+
+
 def _blocks(scores: Array, restoration: Restoration, block: int) -> Iterator[tuple[Slices, Array]]:
     """Where a block lies in the scan's own axes, and its scores along the plan's axes."""
     if tuple(scores.shape[1:]) != restoration.shape:

@@ -20,7 +20,7 @@ import time
 import zipfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,10 +33,12 @@ from tqdm import tqdm
 from medseg import scans
 from medseg.data.lesions import preprocess_lesions
 from medseg.data.preprocess import Restoration, preprocess, preprocess_mask
+from medseg.data.regions import read_planned
 from medseg.data.workers import work_off
 from medseg.errors import MachineError, MedsegError
-from medseg.files import whole_file
+from medseg.files import content_sha256, whole_file
 from medseg.planning.plan import Plan
+from medseg.scans.classes import true_classes
 from medseg.scans.lesions import read_lesions
 from medseg.structures import Boxes, Case, Fault, LabelTable
 from medseg.volume import Array
@@ -63,6 +65,7 @@ class StoredCase:
         counts: target name → how many sampled voxels there are of it.
         restored: JSON of the `Restoration`.
         lesions: the boxes of a case that was prepared for detection, on the plan's grid; its label then numbers them from 1.
+        classes: positions of the classes that it shows among those of the plan; None unless it was prepared for classification.
     """
 
     id: str
@@ -73,6 +76,7 @@ class StoredCase:
     counts: Mapping[str, int]
     restored: str
     lesions: Boxes | None = None
+    classes: tuple[int, ...] | None = None
 
     @classmethod
     def open(cls, id: str, file: Path) -> StoredCase:
@@ -194,8 +198,7 @@ def entry_key(case: Case, plan: Plan) -> str:
             continue
         digest.update(f"{source.kind} {source.key!r} {source.frames or len(source.files)}".encode())
         for path in source.distinct_files:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(content_sha256(path)))
     if plan.boxes is not None:
         digest.update(case.boxes.read_bytes() if isinstance(case.boxes, Path) else repr(case.boxes).encode())
     return digest.hexdigest()[:32]
@@ -218,9 +221,10 @@ def _made(
 def _prepare_one(case: Case, plan: Plan, folder: Path) -> StoredCase | Fault:
     """Make one entry, or find it made. What the user can mend becomes a Fault, what stops the machine is raised."""
     try:
+        classes = _classes(case, plan)
         target = folder / f"{entry_key(case, plan)}.zip"
         try:
-            return StoredCase.open(case.id, target)
+            return replace(StoredCase.open(case.id, target), classes=classes)
         except FileNotFoundError:
             pass
         except (zipfile.BadZipFile, KeyError, ValueError):
@@ -240,11 +244,19 @@ def _prepare_one(case: Case, plan: Plan, folder: Path) -> StoredCase | Fault:
         error.add_note(f"while preprocessing case {case.id!r}")
         raise
     _write(target, image, label, restoration, lesions, plan)
-    return StoredCase.open(case.id, target)
+    return replace(StoredCase.open(case.id, target), classes=classes)
+
+
+def _classes(case: Case, plan: Plan) -> tuple[int, ...] | None:
+    """What the case shows is not part of an entry, so that a class may be mended without preparing the case anew."""
+    if plan.classes is None:
+        return None
+    names = list(plan.labels.names.values())
+    return tuple(names.index(name) for name in true_classes(case, names))
 
 
 def _preprocessed(case: Case, plan: Plan) -> tuple[Array, Array | None, Restoration, Boxes | None]:
-    volume = scans.read_case(case, plan.options)
+    volume = read_planned(case, plan)
     image, restoration = preprocess(volume, plan)
     if plan.boxes is not None:
         found = read_lesions(case, volume.geometry, plan.labels, plan.boxes.rule)
@@ -252,7 +264,7 @@ def _preprocessed(case: Case, plan: Plan) -> tuple[Array, Array | None, Restorat
             logger.warning("%s", fault)
         boxes, numbered = preprocess_lesions(found.boxes, found.numbered, restoration, plan)
         return image, numbered, restoration, boxes
-    if case.label is None:
+    if case.label is None or plan.classes is not None:
         return image, None, restoration, None
     mask, _ = scans.read_mask(case.label, volume.geometry, plan.labels)
     return image, preprocess_mask(mask, restoration, plan), restoration, None

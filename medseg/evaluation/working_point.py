@@ -1,6 +1,7 @@
 """The working point: from which score a box counts, stored in a model as numbers of false positives a scan.
 
-    {"fp_per_scan": 1.0, "thresholds": {label: {"0.125": score, "0.25": score, … "8": score}}}
+    {"fp_per_scan": 1.0, "thresholds": {label: {"0.125": score, "0.25": score, … "8": score}},
+     "calibration": {label: {"temperature": T, "bias": b}}}
 
 It is chosen on `tune`; a user asks for a number of false positives a scan and never for a score. A segmentation model whose
 components are boxes has the same under ``"components"``, with the options by which they are made beside. Knows no model.
@@ -19,6 +20,9 @@ from medseg.structures import LabelTable
 
 COMPONENTS = "components"
 """Where a segmentation model keeps the working point of its components."""
+CALIBRATION = "calibration"
+"""Where a detector keeps what makes its scores probabilities (`medseg.evaluation.box_calibration`); thresholds are of those."""
+_NO_OPTIONS = ("fp_per_scan", "thresholds", COMPONENTS, CALIBRATION)
 
 Thresholds = dict[str, dict[float, float]]
 """Label → false positives a scan → score."""
@@ -78,6 +82,27 @@ def chosen_thresholds(working_point: Mapping[str, Any], fp_per_scan: float | Non
     return {label: of_label[nearest] for label, of_label in thresholds.items()}
 
 
+def mean_point(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of every number that all working points hold under the same keys, lists place by place; words that all share.
+
+    What not all have, or differs, falls out. For thresholds that are chosen by a rate, and options beside them, see `averaged`.
+    """
+    found = _mean(points)
+    return found if isinstance(found, dict) else {}
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    if all(isinstance(value, Mapping) for value in values):
+        both = [key for key in values[0] if all(key in value for value in values)]
+        found = {key: _mean([value[key] for value in values]) for key in both}
+        return {key: value for key, value in found.items() if value is not None}
+    if all(isinstance(value, (list, tuple)) for value in values) and len({len(value) for value in values}) == 1:
+        return [_mean(row) for row in zip(*values, strict=True)]
+    if all(isinstance(value, (int, float)) for value in values):
+        return sum(values) / len(values)
+    return values[0] if all(value == values[0] for value in values) else None
+
+
 def averaged(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The working point of an ensemble: each threshold is the mean of its members'.
 
@@ -108,7 +133,7 @@ def averaged(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _options(point: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in point.items() if name not in ("fp_per_scan", "thresholds", COMPONENTS)}
+    return {name: value for name, value in point.items() if name not in _NO_OPTIONS}
 
 
 def _in_all(tables: Sequence[Mapping[Any, Any]]) -> list[Any]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import MedsegError
-from medseg.export.lesions import by_id
 from medseg.files import write_text
 from medseg.scans.box_frames import world_boxes
 from medseg.structures import Boxes, LabelTable, Prediction
@@ -43,7 +42,8 @@ def write_boxes_json(
     """Write boxes by falling score, those without score by falling size, their ids running from 1; returns the path.
 
     Of a volume each has ``box_vox``, half-open voxel edges of ``geometry``, and ``box_mm``, the smallest world-aligned box
-    (RAS+) around its corners; of a picture ``box_px``, ``[x0, y0, x1, y1]``. ``score`` is null where there is none.
+    (RAS+) around its corners; of a picture ``box_px``, ``[x0, y0, x1, y1]``. ``score`` is null where there is none; ``spread``,
+    where it is known, says how far the views disagree about it (`Boxes.spread`).
 
     Args:
         thresholds: label → score from which a box is a finding, stated as ``working_point``. Boxes below it come behind all
@@ -65,13 +65,15 @@ def write_boxes_json(
     scores = np.zeros(0) if boxes.scores is None else boxes.scores
     if not all(np.isfinite(values).all() for values in (boxes.boxes, scores, np.array(list(least.values())))):
         raise MedsegError(f"{path}: expected finite edges, scores and thresholds, found NaN or infinite ones")
-    boxes = _findings_first(by_id(boxes), table, least)
+    boxes = _findings_first(boxes.ranked(), table, least)
     edges = np.asarray(boxes.boxes, np.float64)
     world = world_boxes(edges, geometry)
     listed = []
     for n, value in enumerate(boxes.labels):
         entry: dict[str, Any] = {"id": n + 1, "label": table.names[int(value)]}
         entry["score"] = None if boxes.scores is None else float(boxes.scores[n])
+        if boxes.spread is not None and np.isfinite(boxes.spread[n]):
+            entry["spread"] = float(np.round(boxes.spread[n], _DECIMALS))
         if dimensions == 3:
             entry |= {"box_vox": _rounded(edges[n]), "box_mm": _rounded(world[n])}
         else:

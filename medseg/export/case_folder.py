@@ -14,7 +14,9 @@ from pathlib import Path
 _NEW, _OLD = ".part-", ".old-"
 _RESULTS = (
     *("mask.nii.gz", "mask.png", "boxes.json", "overlay.png", "probability_*.nii.gz", "probability_*.png"),
-    *("seg.dcm", "rtstruct.dcm", "sr.dcm", "probability_*.dcm"),
+    *("classes.json", "slices.png", "uncertainty.nii.gz", "uncertainty.tif", "heatmaps.json"),
+    *("heatmap_*.nii.gz", "heatmap_*.tif", "heatmap_*.png"),
+    *("seg.dcm", "rtstruct.dcm", "sr.dcm", "probability_*.dcm", "heatmap_*.dcm"),
 )
 
 

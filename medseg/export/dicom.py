@@ -5,7 +5,7 @@ Knows which objects there are, and nothing of how each is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +116,34 @@ def export_dicom(
             anatomy=options.table,
             algorithm=algorithm,
         )
-    for number, item in enumerate(maps if options.maps and not source.is_picture else (), _FIRST_MAP):
+    _write_maps(maps, source, folder, _FIRST_MAP, options, algorithm)
+    return [*source.completions, *_remarks(case, source, options)]
+
+
+def export_maps(
+    maps: Iterable[ValueMap],
+    case: Case,
+    folder: Path,
+    *,
+    options: DicomExport,
+    plan_options: Mapping[str, Any],
+    algorithm: Algorithm,
+) -> None:
+    """Write further maps of a case into ``folder``, whose probabilities, if any, are written; arguments as of `export_dicom`."""
+    first = _FIRST_MAP + len(list(folder.rglob("probability_*.dcm")))
+    _write_maps(maps, dicom_source(case.images[0], plan_options), folder, first, options, algorithm)
+
+
+def _write_maps(
+    maps: Iterable[ValueMap],
+    source: DicomSource,
+    folder: Path,
+    first: int,
+    options: DicomExport,
+    algorithm: Algorithm,
+) -> None:
+    """Write a parametric map each, where there may be any; ``first`` is the number of their first series."""
+    for number, item in enumerate(maps if options.maps and not source.is_picture else (), first):
         write_parametric_map(
             item.values,
             source,
@@ -126,7 +153,16 @@ def export_dicom(
             anatomy=options.table,
             number=number,
         )
-    return [*source.completions, *_remarks(case, source, options)]
+
+
+def check_dicom(cases: Sequence[Case]) -> None:
+    """Raises MedsegError unless all scans are DICOM: objects belong to the patient and study of one."""
+    others = [case.id for case in cases if case.images[0].kind != "dicom"]
+    if others:
+        raise MedsegError(
+            f"export=dicom: expected DICOM series, found {len(others)} scan(s) of other formats: {', '.join(others[:10])}. "
+            "Predict them without export=dicom, or take the DICOM series as input"
+        )
 
 
 def probability_maps(

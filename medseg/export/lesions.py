@@ -18,7 +18,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
 from medseg.evaluation.lesions import bounding_box, components
-from medseg.structures import Boxes, Prediction
+from medseg.structures import Prediction
 from medseg.volume import Array
 
 
@@ -55,13 +55,6 @@ def lesions_of(prediction: Prediction, lesion_labels: Collection[str]) -> list[L
     return [replace(one, id=number) for number, one in enumerate([*_of_boxes(prediction), *parts], 1)]
 
 
-def by_id(boxes: Boxes) -> Boxes:
-    """Boxes in the order of their ids: by falling score, then by falling size, then as they came."""
-    half = boxes.boxes.shape[1] // 2
-    size = np.prod(boxes.boxes[:, half:] - boxes.boxes[:, :half], axis=1)
-    return boxes.chosen(np.lexsort((-size,) if boxes.scores is None else (-size, -boxes.scores)))
-
-
 def boxed_labels(prediction: Prediction) -> set[str]:
     """Labels that the prediction answers with boxes, whether or not it holds one: those that have a working point (all where
     none is set, as in a prediction of one model), and those of any candidate."""
@@ -91,7 +84,7 @@ def _of_boxes(prediction: Prediction) -> Iterator[Lesion]:
     """A lesion a finding by falling score, not numbered yet."""
     if prediction.findings is None:
         return
-    boxes, spacing = by_id(prediction.findings), prediction.geometry.spacing
+    boxes, spacing = prediction.findings.ranked(), prediction.geometry.spacing
     for number, (edges, value) in enumerate(zip(boxes.boxes, boxes.labels, strict=True)):
         box = np.asarray(edges, np.float64)
         score = None if boxes.scores is None else float(boxes.scores[number])

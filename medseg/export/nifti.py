@@ -1,4 +1,5 @@
-"""Masks and probabilities as files on the scan's own grid: NIfTI for volumes, PNG for pictures. Decides nothing.
+"""Masks, probabilities and other values as files on the scan's own grid: NIfTI for volumes, PNG or TIFF for pictures. Decides
+nothing.
 
 The file of a mask holds the label values themselves in the smallest unsigned type that holds them.
 """
@@ -74,6 +75,14 @@ def write_probabilities(
     return paths
 
 
+def write_values(values: Array, geometry: Geometry, stem: Path) -> Path:
+    """Write numbers ``geometry.shape`` as float32, ``<stem>.nii.gz`` or, of a picture, ``<stem>.tif``; returns the path."""
+    raw = np.asarray(values, dtype=np.float32)
+    if geometry.dimensions == 3:
+        return _write_volume(_nifti(raw, geometry), stem)
+    return _write_picture(raw, stem.parent / f"{stem.name}.tif")
+
+
 def _steps(scores: Array) -> Array:
     return np.rint(np.clip(scores[0], 0, 1) * PROBABILITY_STEPS).astype(np.uint16)
 
@@ -95,9 +104,10 @@ def _write_volume(image: nib.Nifti1Image, stem: Path) -> Path:
 
 
 def _write_picture(values: Array, path: Path) -> Path:
-    """Write ``(I, J)`` 8- or 16-bit values as a PNG whose columns are i and rows j."""
-    png = io.BytesIO()  # Pillow says "encoder error" of a full disk; bytes make it an OSError that says so
-    Image.fromarray(np.ascontiguousarray(values.T)).save(png, format="PNG")
+    """Write ``(I, J)`` values as a picture whose columns are i and rows j: a PNG of 8 or 16 bits, or a TIFF."""
+    picture = io.BytesIO()  # Pillow says "encoder error" of a full disk; bytes make it an OSError that says so
+    image = Image.fromarray(np.ascontiguousarray(values.T))
+    image.save(picture, format="TIFF" if path.suffix == ".tif" else "PNG")
     with whole_file(path) as aside:
-        aside.write_bytes(png.getvalue())
+        aside.write_bytes(picture.getvalue())
     return path

@@ -1,13 +1,11 @@
 """Pictures for people: three slices of a scan with the outlines of its mask and the boxes found in it, or several cases beside
 what is true of them.
 
-Slices go through where most is labelled, without a mask through the surest finding, and are shown as a radiologist expects
-them: the patient's right on the left, anterior and superior up. Nothing here is meant for measuring.
+Slices go through where most is labelled, without a mask through the surest finding. Nothing here is meant for measuring.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +14,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medseg.export.lesions import by_id
-from medseg.files import whole_file
+from medseg.export.slices import LEGEND_PX, Cut, cuts, save_page
 from medseg.scans.box_frames import moved
 from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Array, Volume, reorientation_to
 
 Sample = tuple[Array, Array | Boxes, Array | Boxes]
 """An image ``(C, *S)``, what is true of it and what was predicted: masks ``(*S)``, or boxes in its voxel edges."""
-TILE_PX = 256
-"""Edge of the square into which a slice is fitted; a picture has twice as much."""
 COLOURS = (
     (230, 60, 60), (60, 190, 90), (70, 130, 240), (245, 190, 40), (200, 90, 220), (60, 200, 210),
     (250, 130, 50), (150, 210, 60), (240, 130, 180), (140, 110, 230), (190, 150, 110), (120, 190, 250),
 )  # fmt: skip
-_LEGEND_PX = 18
 _TEXT_PX = 11
 _DASH_PX = 3
 
@@ -81,22 +75,24 @@ class _Marks:
     boxes: Boxes | None = None
     texts: tuple[str, ...] = ()
 
-    def cut(self, axis: int, at: int) -> _Marks:
-        """Those of slice ``at`` of a volume: its part of the mask, and the boxes that hold its middle or lie within it."""
-        mask = None if self.mask is None else self.mask[(slice(None),) * axis + (at,)]
+    def on(self, cut: Cut) -> _Marks:
+        """Those of one slice: its part of the mask, and the boxes that hold its middle or lie within it."""
+        if cut.axis is None:
+            return self
+        mask = None if self.mask is None else cut.of(self.mask)
         if self.boxes is None:
             return _Marks(mask)
         ends = self.boxes.boxes.reshape(-1, 2, 3)
-        middle, half = ends[:, :, axis].mean(axis=1), np.diff(ends[:, :, axis], axis=1)[:, 0] / 2
-        met = np.flatnonzero(np.abs(at + 0.5 - middle) <= np.maximum(half, 0.5))
-        flat = Boxes(np.delete(ends, axis, axis=2).reshape(-1, 4), self.boxes.labels, self.boxes.scores)
+        middle, half = ends[:, :, cut.axis].mean(axis=1), np.diff(ends[:, :, cut.axis], axis=1)[:, 0] / 2
+        met = np.flatnonzero(np.abs(cut.at + 0.5 - middle) <= np.maximum(half, 0.5))
+        flat = Boxes(np.delete(ends, cut.axis, axis=2).reshape(-1, 4), self.boxes.labels, self.boxes.scores)
         return _Marks(mask, flat.chosen(met), tuple(self.texts[n] for n in met) if self.texts else ())
 
 
 def _marks(*given: Array | Boxes | None) -> _Marks:
     """The mask and the boxes among what is given; boxes in the order of their ids, with id and score where they have one."""
     mask = next((one for one in given if isinstance(one, np.ndarray)), None)
-    boxes = next((by_id(one) for one in given if isinstance(one, Boxes)), None)
+    boxes = next((one.ranked() for one in given if isinstance(one, Boxes)), None)
     if boxes is None or boxes.scores is None:
         return _Marks(mask, boxes)
     return _Marks(mask, boxes, tuple(f"{number}: {score:.2f}" for number, score in enumerate(boxes.scores, 1)))
@@ -104,18 +100,8 @@ def _marks(*given: Array | Boxes | None) -> _Marks:
 
 def _row(data: Array, found: _Marks, truth: _Marks, spacing: Sequence[float], labels: LabelTable) -> list[Image.Image]:
     """The tiles of one case: a tile for a picture; axial, coronal and sagittal for a volume."""
-    if data.ndim == 3:
-        colour = len(data) == 3
-        image = np.moveaxis(data, 0, -1) if colour else data[0]
-        return [_tile(image, found, truth, spacing, labels, flipped=False)]
-    place = _place(data.shape[1:], found, truth, labels)
-    tiles = []
-    for axis in (2, 1, 0):
-        at = place[axis]
-        pair = tuple(spacing[a] for a in range(3) if a != axis)
-        image = data[0][(slice(None),) * axis + (at,)]
-        tiles.append(_tile(image, found.cut(axis, at), truth.cut(axis, at), pair, labels, flipped=True))
-    return tiles
+    place = _place(data.shape[1:], found, truth, labels) if data.ndim == 4 else ()
+    return [_tile(cut, found.on(cut), truth.on(cut), labels) for cut in cuts(data, spacing, place)]
 
 
 def _place(shape: tuple[int, ...], found: _Marks, truth: _Marks, labels: LabelTable) -> list[int]:
@@ -134,27 +120,13 @@ def _place(shape: tuple[int, ...], found: _Marks, truth: _Marks, labels: LabelTa
     return [n // 2 for n in shape]
 
 
-def _tile(
-    image: Array, found: _Marks, truth: _Marks, spacing: Sequence[float], labels: LabelTable, *, flipped: bool
-) -> Image.Image:
-    """One slice ``(I, J[, 3])`` with its marks in true proportions; a volume's slice is flipped along both axes."""
-    low, high = np.percentile(image, (0.5, 99.5)) if image.size else (0.0, 1.0)
-    grey = np.clip((image - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-    shape = image.shape[:2]
-    lengths = [n * s for n, s in zip(shape, spacing, strict=True)]
-    edge = TILE_PX if flipped else 2 * TILE_PX
-    size = max(1, round(edge * lengths[0] / max(lengths))), max(1, round(edge * lengths[1] / max(lengths)))
-
-    def scaled(values: Array, how: Image.Resampling) -> Array:
-        rows = np.swapaxes(values, 0, 1)
-        rows = rows[::-1, ::-1] if flipped else rows
-        return np.asarray(Image.fromarray(np.ascontiguousarray(rows)).resize(size, how))
+def _tile(cut: Cut, found: _Marks, truth: _Marks, labels: LabelTable) -> Image.Image:
+    """One slice with its marks."""
 
     def region(mask: Array, values: Sequence[int]) -> Array:
-        return scaled(np.isin(mask, values).astype(np.uint8), Image.Resampling.NEAREST) > 0
+        return cut.scaled(np.isin(mask, values).astype(np.uint8), Image.Resampling.NEAREST) > 0
 
-    base = scaled(grey, Image.Resampling.BILINEAR).astype(np.float32)
-    canvas = np.repeat(base[..., None], 3, axis=-1) if base.ndim == 2 else base.copy()
+    canvas = cut.canvas()
     for number, values in enumerate(labels.targets.values()):
         colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
         if truth.mask is not None:
@@ -164,21 +136,17 @@ def _tile(
             canvas[_outline(region(found.mask, values))] = colour
     page = Image.fromarray(canvas.astype(np.uint8))
     for marks, dashed in ((truth, True), (found, False)):
-        _draw_boxes(page, marks, shape, labels, flipped=flipped, dashed=dashed)
-    tile = Image.new("RGB", (edge, edge))
-    tile.paste(page, ((edge - size[0]) // 2, (edge - size[1]) // 2))
-    return tile
+        _draw_boxes(page, marks, cut, labels, dashed=dashed)
+    return cut.tile(page)
 
 
-def _draw_boxes(
-    page: Image.Image, marks: _Marks, shape: Sequence[int], labels: LabelTable, *, flipped: bool, dashed: bool
-) -> None:
-    """Frame the boxes of a slice of ``shape`` voxels on a picture of it, in the colours of their labels, the surest on top."""
+def _draw_boxes(page: Image.Image, marks: _Marks, cut: Cut, labels: LabelTable, *, dashed: bool) -> None:
+    """Frame the boxes of a slice on a picture of it, in the colours of their labels, the surest on top."""
     if marks.boxes is None:
         return
     size = np.array(page.size)
-    ends = marks.boxes.boxes.reshape(-1, 2, 2) * (size / shape)
-    ends = size - ends[:, ::-1] if flipped else ends
+    ends = marks.boxes.boxes.reshape(-1, 2, 2) * (size / cut.image.shape[:2])
+    ends = ends if cut.axis is None else size - ends[:, ::-1]
     first = np.clip(np.round(ends[:, 0]), 0, size - 1)
     last = np.clip(np.round(ends[:, 1]) - 1, first, size - 1)
     frames = np.concatenate([first, last], axis=1).astype(int).tolist()
@@ -232,19 +200,11 @@ def _outline(region: Array) -> Array:
 
 
 def _save(rows: Sequence[Sequence[Image.Image]], labels: LabelTable, path: Path) -> Path:
-    """Put the tiles and a legend into one PNG: whole or not at all."""
-    edge = rows[0][0].width
-    page = Image.new("RGB", (edge * len(rows[0]), edge * len(rows) + _LEGEND_PX))
-    for y, row in enumerate(rows):
-        for x, tile in enumerate(row):
-            page.paste(tile, (x * edge, y * edge))
-    draw, font, left = ImageDraw.Draw(page), ImageFont.load_default(), 4.0
+    """Put the tiles and the names of the labels, each in its colour, into one PNG."""
+    legend = Image.new("RGB", (rows[0][0].width * len(rows[0]), LEGEND_PX))
+    draw, font, left = ImageDraw.Draw(legend), ImageFont.load_default(), 4.0
     for number, name in enumerate(labels.targets):
         plain = name.encode("ascii", "replace").decode()[:40]
-        draw.text((left, page.height - _LEGEND_PX + 2), plain, fill=COLOURS[number % len(COLOURS)], font=font)
+        draw.text((left, 2), plain, fill=COLOURS[number % len(COLOURS)], font=font)
         left += draw.textlength(plain, font=font) + 10
-    png = io.BytesIO()  # Pillow says "encoder error" of a full disk; bytes make it an OSError that says so
-    page.save(png, format="PNG")
-    with whole_file(path) as aside:
-        aside.write_bytes(png.getvalue())
-    return path
+    return save_page(rows, legend, path)

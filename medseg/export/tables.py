@@ -25,13 +25,22 @@ def figures(prediction: Prediction, prefix: str = "") -> dict[str, float]:
     ``<label>_ml`` is its volume (``_mm2`` the area in a picture, ``_px`` where spacing is unknown),
     ``<label>_components`` the number of its connected parts with 26 (8) neighbours: of a lesion label, the number of
     lesions. Of a model that answers with boxes, ``<label>_lesions`` is the number of findings and ``<label>_top_score`` the
-    surest one's score, absent where there is none. Class probabilities stand under the class's name.
+    surest one's score, absent where there is none. Class probabilities stand under the class's name, and under
+    ``<class>_in_set`` whether the class cannot be excluded (1) or can (0), where the model knows.
 
     Args:
         prefix: goes before each label's name (``organs/``), where several models predict.
     """
-    found = {**prediction.classes, **_of_mask(prediction), **_of_boxes(prediction)}
+    found = {**_of_classes(prediction), **_of_mask(prediction), **_of_boxes(prediction)}
     return {f"{prefix}{name}": value for name, value in found.items()}
+
+
+def _of_classes(prediction: Prediction) -> dict[str, float]:
+    """How likely each class is, and which ones remain possible."""
+    found = {name: round(probability, 6) for name, probability in prediction.classes.items()}
+    if prediction.class_set is not None:
+        found |= {f"{name}_in_set": float(name in prediction.class_set) for name in prediction.classes}
+    return found
 
 
 def _of_mask(prediction: Prediction) -> dict[str, float]:

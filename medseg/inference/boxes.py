@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from medseg.errors import MedsegError
-from medseg.evaluation.working_point import averaged, chosen_thresholds
+from medseg.evaluation.working_point import CALIBRATION, averaged, chosen_thresholds, mean_point
 from medseg.model import Model
 
 Origin = Literal["network", "components"]
@@ -61,11 +61,13 @@ class BoxFinder:
         task: their task's spec, with the fusion that was asked for.
         thresholds: label → score from which a box counts; empty where nothing was chosen.
         components: options of `medseg.inference.components.components`; None unless boxes come from masks.
+        calibration: label → what makes a detector's scores probabilities; empty where nothing was chosen.
     """
 
     task: Mapping[str, Any]
     thresholds: Mapping[str, float] = field(default_factory=dict)
     components: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, models: Sequence[Model], options: BoxOptions) -> BoxFinder:
@@ -89,7 +91,9 @@ class BoxFinder:
                     )
                 return cls(task)
             point = averaged([model.working_point for model in models])
-            return cls(task | asked, chosen_thresholds(point, options.fp_per_scan))
+            thresholds = chosen_thresholds(point, options.fp_per_scan)
+            lines = mean_point([model.working_point for model in models]).get(CALIBRATION, {})
+            return cls(task | asked, thresholds, calibration=lines)
         if detects:
             raise MedsegError("boxes=components: is for segmentation models, this one finds boxes itself; leave it out")
         point = averaged([model.working_point.get("components", {}) for model in models])

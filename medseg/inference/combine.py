@@ -21,21 +21,21 @@ def combine(predictions: Mapping[str, Prediction]) -> Prediction:
     """What several models say of one scan: masks painted into one, a later model over an earlier one, and all boxes by score.
 
     Args:
-        predictions: model name → what it says of the same scan; a mask, boxes, or both.
+        predictions: model name → what it says of the same scan; a mask, boxes, classes, or several of these.
 
     Returns:
         A prediction with the labels of `combined_labels`. Each label of a model with boxes has a threshold, which tells it
-        from those that only a mask knows. It holds no mask, or no boxes, where no model has any.
+        from those that only a mask knows. It holds no mask, boxes or classes where no model has any.
 
     Raises:
-        MedsegError: there is none, one holds neither mask nor boxes, or they lie on different grids.
+        MedsegError: there is none, one holds nothing, or they lie on different grids.
     """
     if not predictions:
         raise MedsegError("expected the prediction of at least one model, found none")
     first = next(iter(predictions.values()))
     for name, prediction in predictions.items():
-        if prediction.mask is None and prediction.boxes is None:
-            raise MedsegError(f"model {name!r}: expected a mask or boxes, found neither")
+        if prediction.mask is None and prediction.boxes is None and not prediction.classes:
+            raise MedsegError(f"model {name!r}: expected a mask, boxes or classes, found nothing")
         if not prediction.geometry.matches(first.geometry):
             raise MedsegError(
                 f"model {name!r}: expected its result on the scan's own grid {first.geometry.describe()}, found "
@@ -50,7 +50,10 @@ def combine(predictions: Mapping[str, Prediction]) -> Prediction:
         for label in prediction.labels.names.values()
     }
     mask, boxes = _painted(predictions, values), _ranked(predictions, values)
-    return Prediction(first.case, first.geometry, labels, mask=mask, boxes=boxes, thresholds=thresholds)
+    classes = {f"{name}/{label}": p for name, found in predictions.items() for label, p in found.classes.items()}
+    return Prediction(
+        first.case, first.geometry, labels, mask=mask, boxes=boxes, thresholds=thresholds, classes=classes
+    )
 
 
 def _new_values(predictions: Mapping[str, Prediction], labels: LabelTable) -> dict[str, Array]:

@@ -18,14 +18,18 @@ from torch import Tensor
 
 from medseg.data.lesions import restore_boxes
 from medseg.data.preprocess import Restoration, preprocess
+from medseg.data.regions import read_planned
 from medseg.errors import MachineError, MedsegError
+from medseg.evaluation.box_calibration import calibrated_boxes
+from medseg.evaluation.mask_calibration import calibrated_mask
 from medseg.evaluation.postprocess import apply_postprocessing
+from medseg.evaluation.working_point import mean_point
 from medseg.inference.boxes import BoxFinder, BoxOptions
+from medseg.inference.classes import ClassReader
 from medseg.inference.components import components
 from medseg.inference.runtime import Runtime, TorchRuntime
 from medseg.model import Model
 from medseg.planning.plan import Plan
-from medseg.scans import read_case
 from medseg.structures import Case, Prediction
 from medseg.tasks import build_task
 from medseg.tiling.windows import cut_window, window_starts
@@ -134,6 +138,9 @@ class Predictor:
             models, boxes if isinstance(boxes, BoxOptions) else BoxOptions.from_mapping(boxes or {})
         )
         self.task = build_task(self.finder.task, self.plan)
+        point = mean_point([model.working_point for model in models])
+        self._temperature = float(point.get("temperature", 1.0))
+        self._reader = ClassReader.of(models) if self.plan.classes is not None else None
         self.members = tuple(m.sha256 for m in models)
         self.postprocessing = _agreed([m.postprocessing for m in models])
         window_starts((1,), (1,), overlap)  # an impossible overlap is named before any work
@@ -155,10 +162,10 @@ class Predictor:
         Raises:
             MedsegError: a channel cannot be read, or the scan does not fit the plan.
         """
-        return self.predict_volume(read_case(case, self.plan.options), case.id)
+        return self.predict_volume(read_planned(case, self.plan), case.id)
 
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
-        """`predict` of a volume that is read already; ``case`` is the id that the prediction bears."""
+        """`predict` of a volume that is read already (`read_planned`); ``case`` is the id that the prediction bears."""
         return self.outcome(volume, case).prediction
 
     def outcome(self, volume: Volume, case: str, on_window: Callable[[int, int], None] | None = None) -> Outcome:
@@ -176,6 +183,11 @@ class Predictor:
                 f"case {case!r}: the memory does not hold its result on the plan's grid {array.shape[1:]}: {error}"
             ) from None
         prediction = self.task.decode(case, merged, restoration, self.finder.thresholds)
+        if self._reader is not None:
+            prediction = self._reader.read(prediction, merged)
+        if prediction.boxes is not None:
+            found = calibrated_boxes(prediction.boxes, prediction.labels, self.finder.calibration)
+            prediction = replace(prediction, boxes=found)
         if self.finder.components is not None:
             found = components(merged, restoration.geometry, prediction.labels, **self.finder.components)
             boxes, thresholds = restore_boxes(found, restoration), self.finder.thresholds
@@ -186,16 +198,25 @@ class Predictor:
             turned, geometry = turn.apply(prediction.mask), turn.apply_to_geometry(scan)
             kept = apply_postprocessing(turned, geometry, prediction.labels, self.postprocessing)
             prediction = replace(prediction, mask=turn.inverse().apply(kept))
-        return Outcome(prediction, merged, restoration)
+        return Outcome(prediction, merged, restoration, self.plan, self._temperature)
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A prediction on the scan's own grid, the merged output on the plan's grid, and the way from one to the other."""
+    """A prediction on the scan's own grid, the merged output on the grid of ``plan``, and the way from one to the other.
+
+    ``temperature`` makes the probabilities of masks honest; it is 1 for other tasks.
+    """
 
     prediction: Prediction
     merged: Any
     restoration: Restoration
+    plan: Plan
+    temperature: float = 1.0
+
+    def probabilities(self) -> Array:
+        """``(K, *S)`` float32 calibrated, on the plan's grid, of a segmentation, in the order of ``labels.outputs``."""
+        return calibrated_mask(self.merged, self.prediction.labels, self.temperature)
 
 
 def _agreed(options: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

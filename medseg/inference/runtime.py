@@ -57,6 +57,10 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def __call__(self, batch: Tensor) -> Any:
+        return self.forward(batch)
+
+    def forward(self, batch: Tensor) -> Any:
+        """The same, in whatever mode of differentiation the caller is."""
         layout = torch.channels_last_3d if batch.ndim == 5 else torch.channels_last
         batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=layout)
         try:

@@ -2,9 +2,10 @@
 
 A builder is any callable that returns a module: it is called with those of the plan's numbers that its signature names, and
 with the user's own options. The module takes ``(B, C, *S)`` and returns ``(B, K, *S)``, or a list of levels, finest first, in
-training mode with deep supervision. A builder whose input size does not follow from the plan's strides states it in an
-attribute ``divisor``. Only the targets of ``BUILDERS`` are resolved, unless the caller trusts the very same target: a model
-folder is data, and data must not choose code. Nothing heavy is imported before a builder is asked for.
+training mode with deep supervision; a detector returns a dictionary (`retina`), a classifier ``(B, K)`` (`classifier`). A
+builder whose input size does not follow from the plan's strides states it in an attribute ``divisor``, 1 where any will do.
+Only the targets of ``BUILDERS`` are resolved, unless the caller trusts the very same target: a model folder is data, and data
+must not choose code. Nothing heavy is imported before a builder is asked for.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ BUILDERS = (
     "medseg.networks.retina.retinanet",
     "medseg.networks.retina.retina_unet",
     "medseg.networks.retina.anchor_free",
+    "medseg.networks.classifier.encoder_classifier",
+    "medseg.networks.classifier.densenet",
+    "medseg.networks.classifier.resnet",
+    "medseg.networks.classifier.efficientnet",
 )
 
 Builder = Callable[..., "nn.Module"]

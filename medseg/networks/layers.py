@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from medseg.networks.convolution import SafeConv3d
+from medseg.networks.convolution import SafeConv2d, SafeConv3d
 
-CONV: dict[int, Any] = {2: nn.Conv2d, 3: SafeConv3d}
+CONV: dict[int, Any] = {2: SafeConv2d, 3: SafeConv3d}
 _UP = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _CONV = {2: F.conv2d, 3: F.conv3d}

@@ -19,12 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medseg.errors import MedsegError
 from medseg.networks.anchor_grid import AnchorGrid
 from medseg.networks.detection_heads import BoxHead
-from medseg.networks.unet import Rows, UNet, plain_encoder, residual_encoder
+from medseg.networks.unet import Rows, UNet, planned_encoder
 
-_ENCODERS = {"plain": plain_encoder, "residual": residual_encoder}
 _TWO_STRIDES = 1.84  # as `anchor_grid.decode_faces` reads it: a fresh head without anchors says boxes of four cells
 
 
@@ -168,11 +166,9 @@ def _build(
     mask_channels: int,
     deep_supervision: bool,
 ) -> BoxNet:
-    if encoder not in _ENCODERS:
-        raise MedsegError(f"network: encoder {encoder!r}; expected one of {', '.join(_ENCODERS)}")
-    stem, stages = _ENCODERS[encoder](
-        dimensions=dimensions, in_channels=in_channels, features=features, strides=strides, kernel_sizes=kernel_sizes,
-        blocks=blocks, dropout=dropout,
+    stem, stages = planned_encoder(
+        encoder, dimensions=dimensions, in_channels=in_channels, features=features, strides=strides,
+        kernel_sizes=kernel_sizes, blocks=blocks, dropout=dropout,
     )  # fmt: skip
     grid = AnchorGrid.of(strides, levels, anchors)
     trunk = UNet(

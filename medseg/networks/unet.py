@@ -8,6 +8,7 @@ nothing of plans, losses or devices: numbers come in, a module comes out.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -214,6 +215,18 @@ def residual_encoder(
         encoder.append(nn.Sequential(*stage))
         before = width
     return ConvBlock(dimensions, in_channels, features[0], kernel_sizes[0]), encoder
+
+
+def planned_encoder(kind: str, **sizes: Any) -> tuple[nn.Module, list[nn.Module]]:
+    """Stem and stages of `plain_encoder` (``"plain"``) or `residual_encoder` (``"residual"``), whose arguments ``sizes`` are.
+
+    Raises:
+        MedsegError: another kind, or lists that do not fit each other.
+    """
+    encoders = {"plain": plain_encoder, "residual": residual_encoder}
+    if kind not in encoders:
+        raise MedsegError(f"network: encoder {kind!r}; expected one of {', '.join(encoders)}")
+    return encoders[kind](**sizes)
 
 
 def plain_unet(

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from medseg import scans
 from medseg.errors import MedsegError, all_at_once
+from medseg.files import content_sha256
 from medseg.scans.lesions import read_lesions
 from medseg.structures import Boxes, Case, Cohort, LabelTable, LesionRule, Source, unique_values
 from medseg.volume import Array, Geometry, Unit, reorientation_to
@@ -363,13 +364,8 @@ def _pooled(measured: Sequence[_Measured]) -> tuple[ChannelStatistics, ...]:
 
 
 def _identity(source: Source) -> list[Any]:
-    digests = [_file_digest(path) for path in source.distinct_files]
+    digests = [content_sha256(path) for path in source.distinct_files]
     return [source.kind, source.key, source.modality, list(source.frames), digests]
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_parallel(work: Callable[[Case], _T], cases: Sequence[Case], workers: int, title: str) -> list[_T]:

@@ -17,11 +17,13 @@ import yaml
 
 from medseg.errors import MedsegError
 from medseg.planning.anchors import BoxPlan
+from medseg.planning.classes import ClassPlan
 from medseg.structures import LabelTable
 from medseg.volume import Unit
 
 FORMAT = 1
 Normalisation = Literal["zscore", "ct", "rescale", "none"]
+_OF_A_TASK = ("boxes", "classes")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Plan:
         foreground: share of the crops of a batch that are centred on a labelled voxel.
         options: reader choices that change values or grid (SUV, uneven, inversion), so that prediction reads as training did.
         boxes: where a detector looks for lesions; None for other tasks.
+        classes: what a classifier needs beside the grid; None for other tasks.
     """
 
     task: str
@@ -87,6 +90,7 @@ class Plan:
     memory_gb: float
     options: Mapping[str, Any] = field(default_factory=dict)
     boxes: BoxPlan | None = None
+    classes: ClassPlan | None = None
     why: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,8 +132,9 @@ class Plan:
             raise MedsegError(f"plan has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
         mine = _to_plain(self)
         plain = mine | {name: _plain(value) for name, value in values.items()}
-        if isinstance(values.get("boxes"), Mapping):  # some of its values
-            plain["boxes"] = {**mine.get("boxes", {}), **plain["boxes"]}
+        for part in _OF_A_TASK:
+            if isinstance(values.get(part), Mapping):  # some of its values
+                plain[part] = {**mine.get(part, {}), **plain[part]}
         return replace(_from_plain(plain), why={**self.why, **dict.fromkeys(values, why)})
 
     def preprocessing_key(self) -> str:
@@ -149,6 +154,8 @@ class Plan:
         chosen = {name: plain[name] for name in names}
         if self.boxes is not None:
             chosen["lesions"] = plain["boxes"]["rule"]
+        if self.classes is not None:
+            chosen["region"] = plain["classes"]["region"]
         text = json.dumps(chosen, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -173,11 +180,10 @@ class Plan:
                 f"{origin}: expected a plan of format {FORMAT}, found {found}; make it again with medseg plan"
             )
         entries = {k: v for k, v in body.items() if k != "format"}
-        expected = {f.name for f in fields(cls)} - {"why", "boxes"}
-        if set(entries) - {"boxes"} != expected or not all(
-            isinstance(v, dict) and "value" in v for v in entries.values()
-        ):
-            odd = sorted((set(entries) - {"boxes"}) ^ expected)
+        expected = {f.name for f in fields(cls)} - {"why", *_OF_A_TASK}
+        found = set(entries) - set(_OF_A_TASK)
+        if found != expected or not all(isinstance(v, dict) and "value" in v for v in entries.values()):
+            odd = sorted(found ^ expected)
             raise MedsegError(f"{origin}: expected {{value, why}} under each of {sorted(expected)}; look at {odd}")
         try:
             plan = _from_plain({name: entry["value"] for name, entry in entries.items()})
@@ -214,7 +220,7 @@ def _plain(value: Any) -> Any:
             "regions": {name: list(values) for name, values in value.regions.items()},
             "paint": list(value.paint),
         }
-    if isinstance(value, BoxPlan):
+    if isinstance(value, (BoxPlan, ClassPlan)):
         return value.to_plain()
     if isinstance(value, Channel):
         return {f.name: getattr(value, f.name) for f in fields(value)}
@@ -226,11 +232,11 @@ def _plain(value: Any) -> Any:
 
 
 def _to_plain(plan: Plan) -> dict[str, Any]:
-    """What YAML holds, without ``why``, and without ``boxes`` where there are none."""
+    """What YAML holds, without ``why``, and without what other tasks need."""
     return {
         f.name: _plain(getattr(plan, f.name))
         for f in fields(plan)
-        if f.name != "why" and not (f.name == "boxes" and plan.boxes is None)
+        if f.name != "why" and not (f.name in _OF_A_TASK and getattr(plan, f.name) is None)
     }
 
 
@@ -262,4 +268,5 @@ def _from_plain(values: Mapping[str, Any]) -> Plan:
         memory_gb=float(v["memory_gb"]),
         options=dict(v["options"]),
         boxes=None if v.get("boxes") is None else BoxPlan.from_plain(v["boxes"]),
+        classes=None if v.get("classes") is None else ClassPlan.from_plain(v["classes"]),
     )

@@ -54,6 +54,8 @@ WEIGHTS_SHARE = 1 / 2
 FAIR_PATCH = {2: 256**2, 3: 64**3}
 """A patch of fewer voxels (unless cases are smaller) makes the network narrower instead."""
 SEEN_BY_BATCH = 0.05
+MOST_CASES = 32
+"""Whole cases that a batch holds at most: more are slower and teach no more."""
 FOREGROUND = 0.33
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 _CONFIGURED = "as configured"
@@ -73,6 +75,7 @@ def make_plan(
     width: int | None = None,
     normalisation: str | Sequence[str] | None = None,
     match: Mapping[str, str] | None = None,
+    whole_cases: bool = False,
     overrides: Mapping[str, Any] = _EMPTY,
 ) -> Plan:
     """Plan for these cases; the same input gives the same plan.
@@ -87,6 +90,8 @@ def make_plan(
         width: features of the first stage; by default 32, less where the budget asks for it.
         normalisation: one for all channels or one a channel; by default from the modality.
         match: channel name → regular expression by which prediction finds its DICOM series among a patient's.
+        whole_cases: whether a patch should hold all of any case, as far as the memory allows: where one answer is wanted for a
+            case, not one a voxel.
         overrides: any value of a Plan by its name; what depends on it is derived from it.
 
     Raises:
@@ -111,6 +116,7 @@ def make_plan(
         divisor=_divisor(divisor, len(spacing)),
         encoder=encoder,
         given=given,
+        whole_cases=whole_cases,
     )
     patch, stages = _network(demand, None if width is None else whole("plan.width", width), why)
     image_order, label_order = _orders(len(spacing), coarse, why)
@@ -174,10 +180,17 @@ class _Demand:
     divisor: tuple[int, ...]
     encoder: Encoder
     given: Mapping[str, Any]
+    whole_cases: bool = False
 
     @property
-    def median(self) -> tuple[int, ...]:
-        return tuple(math.ceil(n) for n in np.median(self.shapes, axis=0))
+    def wanted(self) -> tuple[int, ...]:
+        """What a patch should cover: the median case, or every case."""
+        covered = self.shapes.max(axis=0) if self.whole_cases else np.median(self.shapes, axis=0)
+        return tuple(math.ceil(n) for n in covered)
+
+    @property
+    def wanted_name(self) -> str:
+        return "the largest case along each axis" if self.whole_cases else "the median case"
 
     @property
     def least_batch(self) -> int:
@@ -269,7 +282,7 @@ def _network(demand: _Demand, width: int | None, why: dict[str, str]) -> tuple[t
     fixed_width = given["features"][0] if "features" in given else width
     if fixed_width is not None and fixed_width < 1:
         raise MedsegError(f"plan.width={fixed_width}: expected 1 or more")
-    fair = min(FAIR_PATCH[dimensions], math.prod(demand.median))
+    fair = min(FAIR_PATCH[dimensions], math.prod(demand.wanted))
     reasons = []
     for candidate in (fixed_width,) if fixed_width is not None else WIDTHS:
         patch, stages = _patch(demand, candidate)
@@ -291,12 +304,12 @@ def _network(demand: _Demand, width: int | None, why: dict[str, str]) -> tuple[t
 
 
 def _patch(demand: _Demand, width: int) -> tuple[tuple[int, ...], Stages]:
-    """Shrink the axis that covers most of the median case until a training step fits in the budget."""
+    """Shrink the axis that covers most of what is wanted until a training step fits in the budget."""
     if "patch_size" in demand.given:
         return _given_patch(demand, width)
-    median, least = demand.median, 2 * SMALLEST_MAP
+    wanted, least = demand.wanted, 2 * SMALLEST_MAP
     # A network needs something to halve: cases smaller than that are padded.
-    wish = [max(n, least) for n in median] if max(median) < least else list(median)
+    wish = [max(n, least) for n in wanted] if max(wanted) < least else list(wanted)
     floor = [min(n, least) for n in wish]
     while True:
         stages = _stages(demand, wish, width)
@@ -307,7 +320,7 @@ def _patch(demand: _Demand, width: int) -> tuple[tuple[int, ...], Stages]:
         can = [a for a, n in enumerate(patch) if n - step[a] >= max(floor[a], 2 * step[a] if step[a] > 1 else 1)]
         if not can:
             return patch, stages
-        axis = max(can, key=lambda a: (patch[a] / median[a], patch[a], -a))
+        axis = max(can, key=lambda a: (patch[a] / wanted[a], patch[a], -a))
         wish[axis] = patch[axis] - step[axis]
 
 
@@ -352,10 +365,11 @@ def _explain_network(demand: _Demand, patch: Sequence[int], stages: Stages, why:
     batch = demand.least_batch
     needed = demand.bytes(patch, batch, stages)
     fits = needed <= demand.budget
-    smaller = any(p < n for p, n in zip(patch, demand.median, strict=True))
+    smaller = any(p < n for p, n in zip(patch, demand.wanted, strict=True))
     why["patch_size"] = (
-        f"the median case is {_by(demand.median)} on this grid, {'made smaller to fit the budget' if smaller else 'rounded up'}, "
-        f"in multiples of {_by(_common(stages.divisor, demand.divisor))}; training on {batch} of them takes about "
+        f"{demand.wanted_name} is {_by(demand.wanted)} on this grid, "
+        f"{'made smaller to fit the budget' if smaller else 'rounded up'}, in multiples of "
+        f"{_by(_common(stages.divisor, demand.divisor))}; training on {batch} of them takes about "
         f"{needed / 1e9:.2g} GB, {'within' if fits else 'more than'} {demand.budget / 1e9:g} GB"
     )
     if not fits:
@@ -384,14 +398,16 @@ def _batch(demand: _Demand, patch: Sequence[int], stages: Stages, why: dict[str,
     weights = BYTES_PER_WEIGHT * count_weights(stages, demand.channels, demand.outputs)
     sample = activation_bytes(patch, stages, demand.channels, demand.outputs)
     by_memory = int((demand.budget - weights) // sample)
-    seen = math.prod(min(p, n) for p, n in zip(patch, demand.median, strict=True))
+    seen = math.prod(min(p, n) for p, n in zip(patch, demand.wanted, strict=True))
     voxels = float(demand.shapes.prod(1, dtype=float).sum())
     by_data = max(math.ceil(SEEN_BY_BATCH * voxels / seen) - 1, 0)
+    if demand.whole_cases:
+        by_data = min(by_data, MOST_CASES)
     batch = int(demand.given.get("batch_size", max(2, min(by_memory, by_data))))
     why["batch_size"] = (
         f"{max(by_memory, 0)} fit in {demand.budget / 1e9:g} GB ({sample / 1e9:.2g} GB each beside {weights / 1e9:.2g} GB for "
         f"the weights), and up to {by_data} show less than {SEEN_BY_BATCH:.0%} of the data set's {voxels / 1e6:.3g} million "
-        "voxels at once; the smaller of the two, but at least 2"
+        f"voxels at once{f' ({MOST_CASES} at most)' if demand.whole_cases else ''}; the smaller of the two, but at least 2"
     )
     return batch
 

@@ -151,6 +151,10 @@ def read_geometry(source: Source, options: Mapping[str, Any] = _NO_OPTIONS) -> G
         from medseg.scans import metaimage
 
         return metaimage.read_geometry(source)
+    if source.kind == "npz":
+        from medseg.scans import npz
+
+        return npz.read_geometry(source)
     raise ScanError(f"{source.files[0]}: files of kind {source.kind!r} are not read yet", "unsupported")
 
 
@@ -227,6 +231,10 @@ def _read(source: Source, options: Mapping[str, Any]) -> tuple[Array, Geometry, 
         from medseg.scans import metaimage
 
         return (*metaimage.read(source), "")
+    if source.kind == "npz":
+        from medseg.scans import npz
+
+        return (*npz.read(source), "")
     raise ScanError(f"{source.files[0]}: files of kind {source.kind!r} are not read yet", "unsupported")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from medseg.errors import MedsegError, all_at_once
 from medseg.scans.box_files import box_files, case_names, paired_files
+from medseg.scans.classes import classes_of
 from medseg.scans.find import LEFT_OUT, Found, FoundSource, find, find_one
 from medseg.scans.inputs import Select, as_case, input_cases, read_json, selected, table_cases
 from medseg.scans.labels import LabelOptions, Names
@@ -273,7 +274,7 @@ def _cohort(
         raise all_at_once(
             f"{where}: no case is left to work with:", map(str, rest[:20]) if rest else ["all were skipped"]
         )
-    return Cohort(tuple(kept), tuple(channels or _channel_names(kept[0])), table, rest)
+    return Cohort(tuple(kept), tuple(channels or _channel_names(kept[0])), table, rest, classes_of(kept))
 
 
 def _annotated(cases: Sequence[Case]) -> tuple[list[Case], list[Fault]]:

@@ -60,6 +60,9 @@ class Task(Protocol):
     def out_channels(self) -> int:
         """Channels that the network must have."""
 
+    def wants(self, case: StoredCase, rng: np.random.Generator) -> bool:
+        """Whether a case that was drawn at random is taken for a training crop, or another is drawn; mostly: yes."""
+
     def crop(
         self, case: StoredCase, patch_size: Sequence[int], foreground: bool, rng: np.random.Generator
     ) -> tuple[int, ...]:

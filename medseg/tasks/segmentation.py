@@ -45,6 +45,9 @@ class SegmentationTask:
     def out_channels(self) -> int:
         return len(self.labels.outputs)
 
+    def wants(self, case: StoredCase, rng: np.random.Generator) -> bool:
+        return True
+
     def crop(
         self, case: StoredCase, patch_size: Sequence[int], foreground: bool, rng: np.random.Generator
     ) -> tuple[int, ...]:

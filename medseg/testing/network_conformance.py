@@ -2,7 +2,8 @@
 
 It builds the network in each dimension from a small plan with anisotropic strides and looks at shapes, levels, gradients,
 determinism, weights and number formats. A network that returns a dictionary is held to the contract of detectors
-(`medseg.networks.retina`). It trains nothing and says nothing about quality.
+(`medseg.networks.retina`), one that returns ``(B, K)`` to that of classifiers (`medseg.networks.classifier`). It trains nothing
+and says nothing about quality.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from medseg.planning.plan import Channel, Plan
 from medseg.structures import LabelTable
 
 _BATCH = 2
+_MAPS, _BOXES, _CLASSES = "a map (or levels)", "a dictionary of boxes", "a logit a class"
 _LEVELS = (0, 1)
 _ANCHORS = (((2.0, 3.0, 3.0), (3.0, 4.0, 2.0)), ((4.0, 8.0, 8.0),))
 
@@ -40,7 +42,7 @@ def check_network(
         network: a builder, a target (``"mynet.Net"``), or a spec ``{"_target_": "mynet.Net", **options}``. Naming a target
             here means trusting it.
         dimensions: those that the network has.
-        channels: of input and output; of a detector, the number of classes.
+        channels: of input and output; of a detector or a classifier, the number of classes.
         options: further options of the builder; small ones make the check fast. A builder that names ``classes``,
             ``levels``, ``anchors`` or ``mask_channels`` is handed small ones.
 
@@ -68,6 +70,7 @@ class _Check:
     ) -> None:
         self.name, self.builder = name, builder
         self.dimensions, self.channels = dimensions, channels
+        self.kind = ""
         self.options = self._box_options() | dict(options)
         self.plan = _plan(dimensions, getattr(builder, "divisor", None))
         self.sizes = [self.plan.patch_size, tuple(reversed(self.plan.patch_size))]
@@ -153,8 +156,19 @@ class _Check:
         return int(self.options.get("mask_channels", self.channels[1]))
 
     def _dense(self, output: Any, size: Sequence[int]) -> Any:
-        """What is left to be checked as a segmentation: the mask of a detector (None without one), or the output itself."""
-        if not isinstance(output, dict):
+        """What is left to be checked as a segmentation: the mask of a detector (None without one), or the output itself.
+
+        Nothing is left of a classifier.
+        """
+        kind = _kind(output)
+        self.kind = self.kind or kind
+        self._expect(kind == self.kind, f"every output is {self.kind}, as the first one in training mode", kind)
+        if kind == _CLASSES:
+            self._expect(
+                output.shape == (_BATCH, self.channels[1]), f"logits are (B, {self.channels[1]})", output.shape
+            )
+            return None
+        if kind == _MAPS:
             return output
         named = set(output) - {"mask"} in ({"scores", "deltas"}, {"scores", "faces"})
         self._expect(named, "a dictionary holds 'scores' and 'deltas' (or 'faces'), and perhaps a 'mask'", list(output))
@@ -214,6 +228,8 @@ class _Check:
                 alone = _tensors(network(x[:1]))
                 layout = torch.channels_last if self.dimensions == 2 else torch.channels_last_3d
                 turned = _tensors(network(x.contiguous(memory_format=layout)))
+            told = all(float((whole[0] - whole[1]).abs().max()) > 0 for whole in expected)
+            self._expect(told, "the output depends on the input", "the same for two different inputs")
             for whole, one, other in zip(expected, alone, turned, strict=True):
                 tolerance = 1e-3 * max(float(whole.abs().max()), 1e-3)
                 apart = float((one - whole[:1]).abs().max())
@@ -254,6 +270,12 @@ def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, dict):
         return [tensor for value in output.values() for tensor in _tensors(value)]
     return list(output) if isinstance(output, (list, tuple)) else [output]
+
+
+def _kind(output: Any) -> str:
+    if isinstance(output, dict):
+        return _BOXES
+    return _CLASSES if isinstance(output, Tensor) and output.ndim == 2 else _MAPS
 
 
 def _few(names: Sequence[str]) -> str:

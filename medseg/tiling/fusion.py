@@ -24,6 +24,8 @@ Fused = tuple[Array, Array, Array]
 
 CLUSTER = 0.5
 """Overlap above which boxes are averaged, unless another is asked for."""
+SPREAD_OF = 300
+"""Boxes of a case, the surest ones, of which is worked out how far the views disagree."""
 RIM = 1 / 4
 """A box this share of the window or more away from its rim counts in full …"""
 RIM_FLOOR = 0.01
@@ -193,19 +195,37 @@ class BoxMerger:
         self._views.append((boxes[inside], scores[inside], labels[inside], weight[inside]))
 
     def result(self) -> Boxes:
-        """The fused boxes in voxels of the grid, with scores, by falling score."""
+        """The fused boxes in voxels of the grid, with scores and how far the views disagree, by falling score."""
         if not self._views:
             return Boxes(np.zeros((0, 2 * len(self._shape))), np.zeros(0, np.int64), np.zeros(0))
         boxes, scores, labels, weight = (np.concatenate(part) for part in zip(*self._views, strict=True))
+        source = np.repeat(np.arange(len(self._views)), [len(view[1]) for view in self._views])
         if self._fusion == "wbc":
-            source = np.repeat(np.arange(len(self._views)), [len(view[1]) for view in self._views])
             fused = weighted_box_clustering(
                 boxes, scores, labels, iou=self._cluster, views=self._covering(boxes), weight=weight, source=source
             )
             fused = nms(*fused, self._iou)
         else:
             fused = (nms if self._fusion == "nms" else soft_nms)(boxes, scores, labels, self._iou)
-        return Boxes(fused[0], fused[2], fused[1])
+        spread = self._spread(fused, boxes, scores, labels, source)
+        return Boxes(fused[0], fused[2], fused[1], spread)
+
+    def _spread(self, fused: Fused, boxes: Array, scores: Array, labels: Array, source: Array) -> Array:
+        """``(K,)``: standard deviation over the views that cover a fused box of the best score that each gives it, 0 where none
+        of its boxes overlaps it by `CLUSTER`; NaN beyond the surest `SPREAD_OF`, which nobody looks at."""
+        spread = np.full(len(fused[1]), np.nan)
+        views = self._covering(fused[0][:SPREAD_OF])
+        for label in np.unique(fused[2][:SPREAD_OF]):
+            own = labels == label
+            theirs, said, by = boxes[own], scores[own], source[own]
+            for at in np.flatnonzero(fused[2][:SPREAD_OF] == label):
+                same = _overlaps(fused[0][at], theirs) >= CLUSTER
+                best = np.zeros(len(self._views))
+                np.maximum.at(best, by[same], said[same])
+                # The views that do not cover the box are among those that gave it nothing.
+                mean, square = best.sum() / views[at], (best**2).sum() / views[at]
+                spread[at] = max(square - mean**2, 0.0) ** 0.5
+        return spread
 
     def _covering(self, boxes: Array) -> Array:
         """``(N,)``: how many views cover the centre of each box; at least the one that found it."""
@@ -215,6 +235,15 @@ class BoxMerger:
             start = np.asarray(lower)
             count += views * ((centre >= start) & (centre < start + np.asarray(patch))).all(axis=1)
         return np.maximum(count, 1)
+
+
+def _overlaps(one: Array, boxes: Array) -> Array:
+    """``(N,)``: IoU of one box with others."""
+    half = len(one) // 2
+    edge = np.minimum(boxes[:, half:], one[half:]) - np.maximum(boxes[:, :half], one[:half])
+    shared = np.maximum(edge, 0).prod(axis=1)
+    volumes = np.prod(boxes[:, half:] - boxes[:, :half], axis=1) + np.prod(one[half:] - one[:half])
+    return np.asarray(shared / (volumes - shared))
 
 
 class _Line:

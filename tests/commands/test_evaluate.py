@@ -247,13 +247,13 @@ def test_running_again_predicts_nothing_anew(
     summary = run(cohort, tmp_path / "out", model=fold)
     shutil.rmtree(tmp_path / "out" / "predictions" / "case_1")
     predicted = []
-    original = Predictor.predict
+    original = Predictor.outcome
 
-    def predict(self: Predictor, case: Case) -> Any:
-        predicted.append(case.id)
-        return original(self, case)
+    def outcome(self: Predictor, volume: Any, case: str, *more: Any) -> Any:
+        predicted.append(case)
+        return original(self, volume, case, *more)
 
-    monkeypatch.setattr(Predictor, "predict", predict)
+    monkeypatch.setattr(Predictor, "outcome", outcome)
     assert run(cohort, tmp_path / "out", model=fold) == summary
     assert predicted == ["case_1"]
     # Another figure of the same masks needs no prediction either, but must be asked for.
@@ -421,5 +421,5 @@ def test_a_request_that_makes_no_sense_is_refused_before_any_work(
 
 
 def test_a_data_set_without_labels_is_refused(cohort: Cohort, tmp_path: Path) -> None:
-    with pytest.raises(MedsegError, match="no labels"):
+    with pytest.raises(MedsegError, match="neither labels nor classes"):
         run(replace(cohort, labels=None), tmp_path / "out", predictions=tmp_path, split="all")

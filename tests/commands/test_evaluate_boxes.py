@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 
 from medseg.commands.evaluate import evaluate
+from medseg.data.preprocess import preprocess
 from medseg.data.splits import Split, Splits
 from medseg.errors import MedsegError, SomeFailed
 from medseg.export.boxes import write_boxes_json
-from medseg.inference.predictor import Predictor
+from medseg.inference.predictor import Outcome, Predictor
 from medseg.model import Model, save_model
 from medseg.networks import build_network
-from medseg.scans import read_geometry
 from medseg.structures import Boxes, Case, Cohort, LabelTable, LesionRule, Prediction, Source
-from medseg.volume import Array, Geometry
+from medseg.volume import Array, Geometry, Volume
 from tests.tiny import LABELS, POINTWISE, RETINA, threshold_model, tiny_boxes, tiny_plan, write_nifti
 
 CPU = {"device": "cpu", "precision": "float32"}
@@ -115,12 +115,13 @@ def says(monkeypatch: pytest.MonkeyPatch, found: Callable[[int], Boxes]) -> list
     """Detectors say ``found`` of each case; returns the list of cases that they were asked about."""
     asked: list[str] = []
 
-    def predict(self: Predictor, case: Case) -> Prediction:
-        asked.append(case.id)
-        geometry, boxes = read_geometry(case.images[0]), found(int(case.id.rpartition("_")[2]))
-        return Prediction(case.id, geometry, self.plan.labels, boxes=boxes, thresholds=self.finder.thresholds)
+    def outcome(self: Predictor, volume: Volume, case: str) -> Outcome:
+        asked.append(case)
+        boxes, labels = found(int(case.rpartition("_")[2])), self.plan.labels
+        said = Prediction(case, volume.geometry, labels, boxes=boxes, thresholds=self.finder.thresholds)
+        return Outcome(said, boxes, preprocess(volume, self.plan)[1], self.plan)
 
-    monkeypatch.setattr(Predictor, "predict", predict)
+    monkeypatch.setattr(Predictor, "outcome", outcome)
     return asked
 
 
@@ -390,7 +391,9 @@ def test_pictures_are_scored_with_coco_precision(tmp_path: Path, caplog: pytest.
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "classification"}, "expected segmentation or detection"),
+        ({"task": "classification"}, "the data set has no classes to compare with"),
+        ({"task": "counting"}, "expected one of segmentation, detection, classification"),
+        ({"task": "detection", "bands": [{"column": "x", "low": 1}]}, "are for classification, and this is detection"),
         ({"task": "detection", "boxes": {"fp_per_scan": 1.0}}, "can be said of a model"),
         ({"boxes": {"from": "components"}}, "can be said of a model"),
         ({"boxes": {"threshold": 1.0}}, "boxes has no threshold"),

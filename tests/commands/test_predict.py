@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import medseg.commands.predict as command
+from medseg.commands import case_work
 from medseg.commands.predict import predict
 from medseg.errors import MachineError, MedsegError, SomeFailed
 from medseg.model import Model, save_model
@@ -68,8 +69,8 @@ def test_every_scan_gets_a_mask_on_its_own_grid_and_a_row(model, scans, tmp_path
         scan, found = nib.load(scans / f"{name}.nii.gz"), nib.load(output / name / "mask.nii.gz")
         assert scan.shape == found.shape
         np.testing.assert_allclose(scan.affine, found.affine, atol=1e-5)
-    assert {p.name for p in (output / "a").iterdir()} == {"mask.nii.gz", "overlay.png"}
-    assert {p.name for p in output.iterdir()} == {"a", "b", "c", "manifest.json", "predictions.csv"}
+    assert {p.name for p in (output / "a").iterdir()} == {"mask.nii.gz", "overlay.png", "slices.png"}
+    assert {p.name for p in output.iterdir()} == {"a", "b", "c", "manifest.json", "predictions.csv", "report.html"}
     body = manifest(output)
     assert body["labels"] == {"1": "liver", "3": "lesion"}
     assert body["options"]["overlap"] == 0.5
@@ -123,7 +124,7 @@ def test_one_corrupt_file_leaves_the_others_unharmed_and_is_named(model, scans, 
 def test_running_again_skips_what_is_done(model, scans, tmp_path, monkeypatch):
     output = run(model, scans, tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in output.rglob("mask.nii.gz")}
-    monkeypatch.setattr(command, "read_case", lambda *_: pytest.fail("a case was read again"))
+    monkeypatch.setattr(command, "read_planned", lambda *_: pytest.fail("a case was read again"))
     run(model, scans, output)
     assert {p: p.stat().st_mtime_ns for p in output.rglob("mask.nii.gz")} == before
     assert len(rows(output)) == 3
@@ -161,8 +162,8 @@ def test_a_full_disk_stops_keeps_what_is_complete_and_is_resumed(model, scans, t
             raise OSError(28, "No space left on device")
         return real(prediction, folder)
 
-    real = command.write_mask
-    monkeypatch.setattr(command, "write_mask", full)
+    real = case_work.write_mask
+    monkeypatch.setattr(case_work, "write_mask", full)
     with pytest.raises(MachineError, match="disk is full") as caught:
         run(model, scans, tmp_path / "out")
     assert caught.value.exit_status == 4
@@ -178,8 +179,8 @@ def test_an_interrupted_run_keeps_what_is_complete(model, scans, tmp_path, monke
             raise KeyboardInterrupt
         return real(prediction, folder)
 
-    real = command.write_mask
-    monkeypatch.setattr(command, "write_mask", interrupted)
+    real = case_work.write_mask
+    monkeypatch.setattr(case_work, "write_mask", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, scans, tmp_path / "out")
     assert list(manifest(tmp_path / "out")["cases"]) == ["a"]
@@ -192,8 +193,8 @@ def test_a_bug_in_one_case_is_logged_and_the_others_go_on(model, scans, tmp_path
             raise ZeroDivisionError("oops")
         return real(prediction, folder)
 
-    real = command.write_mask
-    monkeypatch.setattr(command, "write_mask", broken)
+    real = case_work.write_mask
+    monkeypatch.setattr(case_work, "write_mask", broken)
     with pytest.raises(SomeFailed, match="ZeroDivisionError: oops"):
         run(model, scans, tmp_path / "out")
     assert "bug of medseg" in caplog.text
@@ -206,8 +207,8 @@ def test_a_case_that_memory_does_not_hold_leaves_the_others_and_ends_with_status
             raise MemoryError("Unable to allocate 1 TiB")
         return real(prediction, folder)
 
-    real = command.write_mask
-    monkeypatch.setattr(command, "write_mask", starved)
+    real = case_work.write_mask
+    monkeypatch.setattr(case_work, "write_mask", starved)
     with pytest.raises(MachineError, match=r"memory did not hold 1 of 3[\s\S]*1 TiB") as caught:
         run(model, scans, tmp_path / "out")
     assert caught.value.exit_status == 4
@@ -219,8 +220,8 @@ def test_what_readers_warn_of_stands_in_the_manifest(model, scans, tmp_path, mon
         logging.getLogger("medseg.scans.nifti").warning("%s: spacing mended", case.images[0].files[0])
         return real(case, options)
 
-    real = command.read_case
-    monkeypatch.setattr(command, "read_case", warns)
+    real = command.read_planned
+    monkeypatch.setattr(command, "read_planned", warns)
     output = run(model, scans, tmp_path / "out")
     assert manifest(output)["cases"]["a"]["mended"] == ["a.nii.gz: spacing mended"]
 
@@ -307,8 +308,8 @@ def test_several_models_read_a_scan_once_and_give_one_result(scans, tmp_path, mo
     organs = threshold(tmp_path / "organs", labels=LabelTable({2: "liver", 5: "spleen"}))
     lesions = threshold(tmp_path / "lesions", labels=LabelTable({1: "lesion"}), spacing=(1.0, 1.0, 2.0))
     count = []
-    real = command.read_case
-    monkeypatch.setattr(command, "read_case", lambda case, options: count.append(case.id) or real(case, options))
+    real = command.read_planned
+    monkeypatch.setattr(command, "read_planned", lambda case, plan: count.append(case.id) or real(case, plan))
     models = {"organs": organs, "lesions": lesions}
     output = run(models, scans, tmp_path / "out", trust=[POINTWISE], save_probabilities=True)
     assert sorted(count) == ["a", "b", "c"]
@@ -339,6 +340,7 @@ def test_probabilities_are_written_only_when_asked_for(model, scans, tmp_path):
         "mask.nii.gz",
         "probability_1-liver.nii.gz",
         "probability_2-lesion.nii.gz",
+        "slices.png",
     }
     liver = nib.load(output / "a" / "probability_1-liver.nii.gz").get_fdata()
     assert 0 <= liver.min() <= liver.max() <= 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import medseg.commands.predict as command
+from medseg.commands import case_work
 from medseg.commands.predict import predict
 from medseg.errors import MachineError, MedsegError, SomeFailed
 from medseg.export.lesions import lesions_of
@@ -98,7 +99,7 @@ def row(output: Path, case: str = "a") -> dict[str, str]:
 @pytest.mark.usefixtures("detecting")
 def test_a_model_without_mask_writes_its_findings_and_a_picture(model: Path, scans: Path, tmp_path: Path) -> None:
     output = run(model, scans, tmp_path / "out")
-    assert names(output) == {"boxes.json", "overlay.png"}
+    assert names(output) == {"boxes.json", "overlay.png", "slices.png"}
     assert listed(output) == FINDINGS
     assert body(output)["working_point"] == THRESHOLDS and body(output)["shape"] == [12, 10, 6]
     found = {name: value for name, value in row(output).items() if "liver" in name or "lesion" in name}
@@ -110,7 +111,7 @@ def test_boxes_below_the_working_point_are_listed_where_they_are_asked_for(
     model: Path, scans: Path, tmp_path: Path
 ) -> None:
     output = run(model, scans, tmp_path / "out", boxes={"from": "network", "all": True}, overlays=False)
-    assert names(output) == {"boxes.json"}
+    assert names(output) == {"boxes.json", "slices.png"}
     assert listed(output) == [*FINDINGS, ("lesion", 0.6), ("liver", 0.3)]
     assert row(output)["lesion_lesions"] == "0"
 
@@ -120,12 +121,12 @@ def test_a_model_with_a_mask_head_writes_both(
 ) -> None:
     monkeypatch.setattr(command, "Predictor", DetectorWithMasks)
     output = run(model, scans, tmp_path / "out")
-    assert names(output) == {"mask.nii.gz", "boxes.json", "overlay.png"}
+    assert names(output) == {"mask.nii.gz", "boxes.json", "overlay.png", "slices.png"}
     assert {"liver_ml", "liver_components", "liver_lesions"} <= set(row(output))
     for name in ("mask.nii.gz", "boxes.json"):
         (output / "a" / name).unlink()
         run(model, scans, output)
-        assert names(output) == {"mask.nii.gz", "boxes.json", "overlay.png"}
+        assert names(output) == {"mask.nii.gz", "boxes.json", "overlay.png", "slices.png"}
 
 
 @pytest.mark.usefixtures("detecting")
@@ -138,7 +139,7 @@ def test_running_again_skips_what_is_done_and_refuses_other_boxes(
     assert caught.value.exit_status == 2
     default = {"from": "network", "fp_per_scan": None, "all": False, "fusion": None, "iou": None}
     with monkeypatch.context() as patch:
-        patch.setattr(command, "read_case", lambda *_: pytest.fail("a case was read again"))
+        patch.setattr(command, "read_planned", lambda *_: pytest.fail("a case was read again"))
         run(model, scans, output, boxes=default)  # what is not given is as it is by default
     (output / "b" / "boxes.json").unlink()
     run(model, scans, output)
@@ -157,8 +158,8 @@ def test_failing_cases_leave_the_others_whole(
             raise error
         return real(prediction, folder, **options)
 
-    real = command.write_boxes
-    monkeypatch.setattr(command, "write_boxes", failing)
+    real = case_work.write_boxes
+    monkeypatch.setattr(case_work, "write_boxes", failing)
     error: Exception = MedsegError("a box that cannot be")
     with pytest.raises(SomeFailed, match=r"1 of 3 cases failed[\s\S]*a box that cannot be"):
         run(model, scans, tmp_path / "out")
@@ -166,7 +167,7 @@ def test_failing_cases_leave_the_others_whole(
     error = OSError(28, "No space left on device")
     with pytest.raises(MachineError, match="disk is full"):
         run(model, scans, tmp_path / "out")
-    monkeypatch.setattr(command, "write_boxes", real)
+    monkeypatch.setattr(case_work, "write_boxes", real)
     run(model, scans, tmp_path / "out")
     assert {record["status"] for record in manifest(tmp_path / "out")["cases"].values()} == {"done"}
 
@@ -195,7 +196,7 @@ def test_models_of_masks_and_of_boxes_give_one_result(
     for seed, name in enumerate(("organs", "nodules")):
         save_model(tiny_model(seed), tmp_path / name)
     output = run({name: tmp_path / name for name in ("organs", "nodules")}, scans, tmp_path / "out")
-    assert names(output) == {"mask.nii.gz", "boxes.json", "overlay.png"}
+    assert names(output) == {"mask.nii.gz", "boxes.json", "overlay.png", "slices.png"}
     assert listed(output) == [("nodules/liver", 0.9)]
     assert body(output)["working_point"] == {"nodules/liver": 0.5, "nodules/lesion": 0.7}
     assert set(np.unique(nib.load(output / "a" / "mask.nii.gz").dataobj)) <= {0, 1, 2}
@@ -206,7 +207,7 @@ def test_models_of_masks_and_of_boxes_give_one_result(
 def test_the_components_of_a_mask_are_boxes_where_they_are_asked_for(scans: Path, tmp_path: Path) -> None:
     save_model(threshold_model(tiny_plan(spacing=(1.0, 1.0, 2.0)), at=0.5), tmp_path / "model")
     output = run(tmp_path / "model", scans, tmp_path / "out", trust=[POINTWISE], boxes={"from": "components"})
-    assert names(output) == {"mask.nii.gz", "boxes.json", "overlay.png"}
+    assert names(output) == {"mask.nii.gz", "boxes.json", "overlay.png", "slices.png"}
     found = row(output)
     assert int(found["liver_lesions"]) >= int(found["liver_components"]) > 0
     edges = np.array([box["box_vox"] for box in body(output)["boxes"]])
@@ -236,7 +237,7 @@ def test_boxes_without_mask_become_a_structured_report_and_no_segmentation(
     save_model(tiny_model(0, tiny_plan(dimensions, unit="mm")), tmp_path / "model")
     output = run(tmp_path / "model", tmp_path / "scan", tmp_path / "out", export={"dicom": True})
     (case,) = manifest(output)["cases"]
-    assert names(output, case) == {"boxes.json", "overlay.png", "sr.dcm"}
+    assert names(output, case) == {"boxes.json", "overlay.png", "slices.png", "sr.dcm"}
     assert dciodvfy_errors(output / case / "sr.dcm") == []
     read = report_measurements(output / case / "sr.dcm")["Measurements"]
     assert [group["TrackingIdentifier"] for group in read] == ["lesions", "lesion 1: liver"]
@@ -250,9 +251,9 @@ def test_ids_are_the_same_in_the_file_and_in_the_report(
     seen = []
     monkeypatch.setattr(command, "Predictor", DetectorWithMasks)
     monkeypatch.setitem(THRESHOLDS, "lesion", 0.1)
-    real = command.write_boxes
+    real = case_work.write_boxes
     monkeypatch.setattr(
-        command, "write_boxes", lambda p, *a, **k: seen.append(lesions_of(p, ["lesion"])) or real(p, *a, **k)
+        case_work, "write_boxes", lambda p, *a, **k: seen.append(lesions_of(p, ["lesion"])) or real(p, *a, **k)
     )
     output = run(model, scans, tmp_path / "out")
     ids = [(box["id"], box["label"], box["box_vox"]) for box in body(output)["boxes"]]

@@ -66,6 +66,7 @@ def test_a_model_with_other_labels_is_a_start(trained: Path, tmp_path: Path, cap
     module = recipe._network(
         {"_target_": "medseg.networks.unet.plain_unet"},
         load_model(trained / "model").plan.changed(labels=regrouped.labels),
+        {"name": "segmentation"},
         trained,
         (),
     )

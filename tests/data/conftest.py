@@ -72,6 +72,9 @@ class BalancedCrops:
     def target(self, case: Any, label: Array, patch_size: Sequence[int], placed: Any) -> dict[str, Any]:
         return {"label": torch.from_numpy(label)}
 
+    def wants(self, case: Any, rng: np.random.Generator) -> bool:
+        return True
+
     def crop(self, case: Any, patch_size: Sequence[int], foreground: bool, rng: np.random.Generator) -> tuple[int, ...]:
         if foreground:
             rows = case.locations["lesion"]

@@ -237,3 +237,20 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_cases_that_the_task_does_not_want_are_drawn_again_but_not_for_ever(crop_store: Store) -> None:
+    plan = crop_plan()
+
+    class Picky(BalancedCrops):
+        def wants(self, case: Any, rng: Any) -> bool:
+            return case.id == "b"
+
+    class Unwilling(BalancedCrops):
+        def wants(self, case: Any, rng: Any) -> bool:
+            return False
+
+    crops = Crops(stream(crop_store, ["a", "b", "c"]), Picky(), plan, none(plan))
+    assert {crops[Draw(0, index)]["case"] for index in range(20)} == {"b"}
+    none_wanted = Crops(stream(crop_store, ["a", "b", "c"]), Unwilling(), plan, none(plan))
+    assert none_wanted[Draw(0, 0)]["case"] in ("a", "b", "c")

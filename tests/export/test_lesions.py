@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medseg.export.lesions import by_id, lesions_of, longest_diameter
+from medseg.export.lesions import lesions_of, longest_diameter
 from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Array, Geometry
 
@@ -91,7 +91,7 @@ def test_a_detector_that_finds_nothing_leaves_the_components_of_its_mask_unsaid(
 def test_equal_scores_are_told_apart_by_size_whatever_the_mask_says() -> None:
     edges = np.array([[0, 0, 0, 1, 1, 1.0], [0, 0, 0, 3, 3, 3], [5, 5, 5, 9, 6, 6]])
     boxes = Boxes(edges, np.array([2, 2, 2]), np.array([0.5, 0.5, 0.7], np.float32))
-    assert by_id(boxes).boxes[:, 3].tolist() == [9, 3, 1]
+    assert boxes.ranked().boxes[:, 3].tolist() == [9, 3, 1]
     found = lesions_of(predicted(volume(np.s_[0, 0, 0]), boxes), [])
     assert [one.box_vox[3] for one in found] == [9, 3, 1]
 

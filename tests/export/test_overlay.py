@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.export.overlay import COLOURS, TILE_PX, case_overlay, grid_overlay
+from medseg.export.overlay import COLOURS, case_overlay, grid_overlay
+from medseg.export.slices import TILE_PX
 from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Geometry, Reorientation, Volume
 

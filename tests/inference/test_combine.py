@@ -77,5 +77,5 @@ def test_models_of_masks_alone_have_no_boxes():
 
 
 def test_a_model_that_says_nothing_is_named():
-    with pytest.raises(MedsegError, match="'b': expected a mask or boxes, found neither"):
+    with pytest.raises(MedsegError, match="'b': expected a mask, boxes or classes, found nothing"):
         combine({"a": detected({}), "b": Prediction("a", GRID, LabelTable({1: "x"}))})

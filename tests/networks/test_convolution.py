@@ -1,4 +1,4 @@
-"""Weights get the right gradient in bfloat16 on maps that are thinner than the kernel."""
+"""Weights get the right gradient on maps that are thinner than the kernel."""
 
 from __future__ import annotations
 
@@ -38,8 +38,40 @@ def test_gradients_in_bfloat16_are_those_in_float32(depth: int, transposed: bool
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
 
 
+SHORT = [  # kernel, stride, size: where PyTorch's own convolution reads or writes foreign memory
+    ((3, 3), (2, 2), (2, 1)),
+    ((7, 7), (2, 2), (4, 1)),
+    ((3, 3), (1, 2), (3, 1)),
+    ((3, 3, 3), (2, 2, 2), (3, 3, 1)),
+    ((3, 3, 3), (2, 2, 1), (4, 1, 3)),
+    ((1, 3, 3), (1, 2, 2), (4, 1, 3)),
+    ((3, 3, 3), (1, 2, 2), (3, 1, 1)),
+    ((7, 7, 7), (2, 2, 2), (6, 7, 6)),
+    ((7, 7, 7), (2, 2, 2), (5, 16, 16)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "size"), SHORT)
+def test_short_maps_with_a_stride_have_the_gradient_of_double_precision(
+    kernel: tuple[int, ...], stride: tuple[int, ...], size: tuple[int, ...], transposed: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    kinds = {2: (nn.Conv2d, nn.ConvTranspose2d), 3: (nn.Conv3d, nn.ConvTranspose3d)}[len(kernel)]
+    padding = tuple(k // 2 for k in kernel)
+    own = kinds[transposed](4, 4, kernel, stride, padding)  # type: ignore[arg-type]
+    x = torch.randn(2, 4, *size)
+    layer = make_safe(copy.deepcopy(own))
+    torch.testing.assert_close(layer(x), own(x))
+    expected = weight_gradient(own.double(), x.double(), torch.float64).float()
+    for _ in range(2):
+        found = weight_gradient(layer, x, dtype)
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
 def test_weights_keep_their_names_and_networks_can_be_copied() -> None:
-    network = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Conv3d(2, 2, 1), nn.ReLU())
+    network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 2, 1), nn.ReLU())
     names = list(network.state_dict())
     make_safe(network)
     assert list(network.state_dict()) == names

@@ -20,6 +20,8 @@ HERE = "tests.networks.test_networks"
 SMALL: dict[str, dict[str, Any]] = {
     "swin_unetr": {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4},
     "segresnet": {"init_filters": 8},
+    "densenet": {"width": 8, "growth": 8},
+    "resnet": {"depth": 10, "width": 8},
 }
 
 
@@ -126,7 +128,9 @@ def test_what_does_not_fit_is_one_clear_message(spec: Any, message: str) -> None
 def test_divisors_are_known_without_building() -> None:
     names = {target.rpartition(".")[2]: divisor_of({"_target_": target}) for target in BUILDERS}
     assert names["swin_unetr"] == 32 and names["segresnet"] == 8
-    assert all(names[name] is None for name in ("plain_unet", "residual_unet", "dynunet", "unet", "attention_unet"))
+    assert (names["densenet"], names["resnet"], names["efficientnet"]) == (32, 1, 1)
+    planned = ("plain_unet", "residual_unet", "dynunet", "unet", "attention_unet", "encoder_classifier")
+    assert all(names[name] is None for name in planned)
 
 
 @pytest.mark.parametrize("divisor", [0, "eight", [8, 1.5]])

@@ -253,7 +253,7 @@ def test_what_a_detector_cannot_do_is_said_before_any_work() -> None:
 def test_a_loss_or_network_of_another_task_is_said() -> None:
     for name, loss, message in (
         ("detection", functools.partial(dice_ce, ce_weight=0.5), r"dice_ce\(\) compares masks, task=detection"),
-        ("segmentation", focal_giou, r"focal_giou\(\) takes no 'exclusive'.*say task=detection"),
+        ("segmentation", focal_giou, r"focal_giou\(\) compares boxes, task=segmentation.*takes no 'exclusive'"),
     ):
         plan = plan_of() if name == "detection" else tiny_plan()
         with pytest.raises(MedsegError, match=message):

@@ -145,8 +145,45 @@ class ScoresOfTheBatch(Detector):
         return {**out, "scores": [level - level.mean(0) for level in out["scores"]]}
 
 
-def test_a_good_detector_passes() -> None:
+class Classifier(nn.Module):
+    """A logit a class; what is wrong with a subclass is only what it overrides."""
+
+    def __init__(self, dimensions: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        self.body, self.head = conv(in_channels, 4, 3, padding=1), nn.Linear(4, out_channels)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(torch.relu(self.body(x)).flatten(2).mean(2))
+
+
+class OneClassMore(Classifier):
+    def __init__(self, dimensions: int, in_channels: int, out_channels: int) -> None:
+        super().__init__(dimensions, in_channels, out_channels + 1)
+
+
+class ClassesOfTheBatch(Classifier):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return out - 0.5 * out.mean(0)
+
+
+class MapsInEvaluation(Classifier):
+    def forward(self, x: Tensor) -> Any:
+        out = super().forward(x)
+        return out if self.training else out[:, :, None, None].expand(-1, -1, *x.shape[2:])
+
+
+class Blind(Classifier):
+    """The mean over space of what was normalised over space is the same for every image."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(nn.functional.instance_norm(self.body(x)).flatten(2).mean(2).round(decimals=3))
+
+
+def test_a_good_detector_and_a_good_classifier_pass() -> None:
     check_network(Detector)
+    check_network(Classifier)
 
 
 def test_a_good_network_passes_as_class_as_target_and_as_spec() -> None:
@@ -175,6 +212,10 @@ def test_a_good_network_passes_as_class_as_target_and_as_spec() -> None:
         (HalfABox, r"deltas \(B, A·4, \*S\)"),
         (SmallMask, "the first level in training mode has shape"),
         (ScoresOfTheBatch, "does not depend on its batch"),
+        (OneClassMore, r"logits are \(B, 3\); found .*2, 4"),
+        (ClassesOfTheBatch, "does not depend on its batch"),
+        (MapsInEvaluation, "every output is a logit a class, as the first one in training mode; found a map"),
+        (Blind, "the output depends on the input; found the same"),
     ],
 )
 def test_each_breach_is_named(network: Any, message: str) -> None:

@@ -254,3 +254,21 @@ def test_a_sloppy_view_does_not_pull_the_box_but_is_no_lesion_of_its_own() -> No
         found[cluster] = merger.result()
     assert found[0.5].boxes.tolist() == exact and len(found[0.2]) == 1
     assert found[0.2].boxes[0, 3] > 22
+
+
+def test_views_that_agree_have_no_spread_and_half_of_them_silent_spreads_by_half_the_score():
+    box = np.array([[2.0, 2, 6, 6]])
+    found = Boxes(box, np.ones(1, np.int64), np.array([0.8]))
+    silent = Boxes(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
+    for second, expected in ((found, 0.0), (silent, 0.4)):
+        merger = BoxMerger((8, 8), fusion="wbc", iou=0.2)
+        for view in (found, second):
+            merger.add(view, (0, 0), (8, 8))
+        assert merger.result().spread == pytest.approx([expected])
+
+
+def test_spread_looks_at_the_views_that_could_have_seen_the_box_only():
+    merger = BoxMerger((20, 8), fusion="nms", iou=0.2)
+    merger.add(Boxes(np.array([[2.0, 2, 6, 6]]), np.ones(1, np.int64), np.array([0.8])), (0, 0), (8, 8))
+    merger.add(Boxes(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0)), (12, 0), (8, 8))
+    assert merger.result().spread == pytest.approx([0.0])

@@ -1,0 +1,127 @@
+"""From cases with classes to what a plan needs of them: which can be used, their labels, shares and region. Reads no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import MedsegError, all_at_once
+from medseg.planning.classes import ClassPlan, Region
+from medseg.planning.fingerprint import Fingerprint
+from medseg.scans.classes import classes_of, named_classes
+from medseg.structures import Case, Cohort, Fault, LabelTable
+
+CLASSIFICATION = "classification"
+AROUND = 1.5
+"""A field is this much longer than what nearly all masks mark, so that what surrounds a lesion is seen as well."""
+NEARLY_ALL = 95
+
+
+def class_cohort(cohort: Cohort, spec: Mapping[str, Any]) -> Cohort:
+    """The cases that a classifier can learn from or be scored on; the others become faults of the cohort.
+
+    Without ``region`` masks and boxes are left aside.
+
+    Args:
+        spec: of the task.
+
+    Raises:
+        MedsegError: no case has a class, or all have the same one; a region is wanted and nobody says where.
+    """
+    by_mask, several = _looks_at_mask(spec), bool(spec.get("multilabel", False))
+    kept, faults = [], []
+    for case in cohort.cases:
+        reason = _fault_of(case, several, by_mask)
+        if reason:
+            faults.append(Fault(case.id, *reason))
+        else:
+            kept.append(case if by_mask else replace(case, label=None, boxes=None))
+    classes = classes_of(kept)
+    if len(classes) < (1 if several else 2):
+        found = f"{', '.join(classes) or 'none'} in {len(kept)} of {len(cohort.cases)} cases that can be used"
+        raise all_at_once(
+            f"classification: expected {'a class' if several else 'two classes or more'}, found {found}. Name the class of each "
+            "case in the column class of the table (data.columns={class: <its name>}):",
+            [str(fault) for fault in faults[:10]] or ["no case is without a class"],
+        )
+    labels = cohort.labels if by_mask else None
+    return replace(cohort, cases=tuple(kept), labels=labels, faults=(*cohort.faults, *faults), classes=classes)
+
+
+def _fault_of(case: Case, several: bool, by_mask: bool) -> tuple[str, str] | None:
+    names = named_classes(case.class_name)
+    if names is None:
+        return "case_without_class", "nobody says its class; fill in the column class, or leave it out with data.skip"
+    if not several and len(names) != 1:
+        return (
+            "several_classes",
+            f"expected one class, found {case.class_name!r}; task.multilabel=true is for cases that may show several or none",
+        )
+    if by_mask and case.label is None:
+        return "image_without_label", "task.region=mask looks at what a mask marks, and it has none"
+    return None
+
+
+def _looks_at_mask(spec: Mapping[str, Any]) -> bool:
+    region = spec.get("region")
+    if region not in (None, "mask"):
+        raise MedsegError(f"task.region={region!r}: expected mask (what a mask marks) or null (the whole scan)")
+    return region == "mask"
+
+
+def class_labels(classes: Sequence[str]) -> LabelTable:
+    """The classes as a label table: the n-th has value n, from 1."""
+    return LabelTable(dict(enumerate(classes, start=1)))
+
+
+def plan_classes(cohort: Cohort, fingerprint: Fingerprint, spec: Mapping[str, Any]) -> ClassPlan:
+    """What the cases, of `class_cohort`, say of classes and region.
+
+    Args:
+        fingerprint: of these cases; where a region is wanted, with the lengths of what their masks mark.
+        spec: of the task; ``field`` goes before the computed one.
+
+    Raises:
+        MedsegError: a region is wanted and no mask marks anything, or ``field`` is not one length an axis.
+    """
+    shown = [named_classes(case.class_name) or () for case in cohort.cases]
+    shares = tuple(sum(name in names for names in shown) / len(shown) for name in cohort.classes)
+    why = {"shares": f"of {len(shown)} cases, all folds together"}
+    region = None
+    if _looks_at_mask(spec) and cohort.labels is not None:
+        given = spec.get("field")
+        lengths = np.array([np.max(sizes, axis=0) for case in fingerprint.cases if (sizes := _marked(case.lesions))])
+        if not len(lengths):
+            raise MedsegError("plan: task.region=mask, but no mask marks anything; is data.labels the right folder?")
+        if given is not None and len(given) != fingerprint.dimensions:
+            raise MedsegError(f"task.field={list(given)}: expected {fingerprint.dimensions} lengths, one an axis")
+        computed = AROUND * np.percentile(lengths, NEARLY_ALL, axis=0)
+        region = Region(cohort.labels, tuple(float(f"{v:.4g}") for v in (computed if given is None else given)))
+        why["region"] = (
+            f"{AROUND:g}× the {NEARLY_ALL}th percentile of what {len(lengths)} masks mark along each axis"
+            if given is None
+            else "as configured"
+        )
+    elif spec.get("field") is not None:
+        raise MedsegError(
+            "task.field: is the length of the region around a mask; say task.region=mask, or leave it out"
+        )
+    return ClassPlan(shares, bool(spec.get("multilabel", False)), region, why)
+
+
+def _marked(lesions: Mapping[str, Sequence[Sequence[float]]]) -> list[Sequence[float]]:
+    return [size for sizes in lesions.values() for size in sizes]
+
+
+def seen_by_classifier(fingerprint: Fingerprint, region: Region | None) -> Fingerprint:
+    """The fingerprint of what a classifier is shown: the scans, or the region cut out of each."""
+    if region is None:
+        return fingerprint
+    cases = []
+    for case in fingerprint.cases:
+        shape = tuple(max(1, round(length / s)) for length, s in zip(region.field, case.spacing, strict=True))
+        cases.append(replace(case, shape=shape, crop=shape))
+    return replace(fingerprint, cases=tuple(cases))
