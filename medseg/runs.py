@@ -135,7 +135,6 @@ def _predict(config: Config) -> Callable[[], Any]:
         "batch_size",
         "save_probabilities",
         "uncertainty",
-        "saliency",
         "overlays",
         "report",
         "overwrite",
@@ -151,13 +150,15 @@ def _predict(config: Config) -> Callable[[], Any]:
         output=_path(config["output"]),
         select=_given(config["select"]),
         export=config["export"],
+        saliency=config["explain"],
         **{name: config[name] for name in names},
     )
 
 
 def _explain(config: Config) -> Callable[[], Any]:
-    shared = ("saliency", "overlap", "mirror", "boxes", "overwrite", "runtime", "trust")
-    common = {"model": _path(config["model"]), "output": _path(config["output"]), **{n: config[n] for n in shared}}
+    shared = ("overlap", "mirror", "boxes", "overwrite", "runtime", "trust")
+    common = {"model": _path(config["model"]), "output": _path(config["output"]), "saliency": config["explain"]}
+    common |= {name: config[name] for name in shared}
     has_data = config.get("data") is not None
     if has_data == (config["input"] is not None) or has_data != config["judge"]:
         raise MedsegError(

@@ -21,6 +21,9 @@ SMALL = [
     "plan.features=[8,16]", "plan.batch_size=8",
 ]  # fmt: skip
 
+MARKER_SHARE = (MARKER_BOX[2] - MARKER_BOX[0] + 4) * (MARKER_BOX[3] - MARKER_BOX[1] + 4) / 48**2
+"""Of the picture, what lies within two pixels of the marker's place."""
+
 
 def run(*words: str, status: int = 0) -> None:
     assert cli.main(list(words)) == status
@@ -40,14 +43,14 @@ def test_the_planted_shortcut_is_learnt_and_found_by_audit_and_heat_map(
     truth = {case.id: case for case in write_shortcut(Path("cohort"), range(120), seed=0, shortcut=True)}
     data = ["data=table", "data.file=cohort/cases.csv"]
     run("check", *data, "task=classification")
-    run("train", "task=classification", *data, *SMALL, "name=shortcut", "folds=2")
+    run("train", "task=classification", "task.positive=diseased", *data, *SMALL, "name=shortcut", "folds=2")
     folder = Path("runs/shortcut/fold_0")
     plan = yaml.safe_load((folder / "plan.yaml").read_text())
     assert plan["classes"]["value"]["shares"] == [0.5, 0.5]
     assert plan["patch_size"]["value"] == [48, 48]
     point = yaml.safe_load((folder / "model" / "model.yaml").read_text())["working_point"]
     assert point["temperature"] > 0
-    assert set(point["thresholds"]) == {"healthy"}
+    assert set(point["thresholds"]) == {"diseased"}
     assert point["conformal"]["alpha"] == 0.1
 
     run(
@@ -60,22 +63,21 @@ def test_the_planted_shortcut_is_learnt_and_found_by_audit_and_heat_map(
     assert calibration["all"]["conformal"]["over_splits"]["value"] > 0.7
 
     run("audit", "evaluation=evaluation", "columns=[site]", "permutations=500")
-    verdicts = json.loads(Path("evaluation/audit.json").read_text())
-    assert any("site" in text and "differ" in text for text in verdicts["words"])
+    verdicts = json.loads(Path("evaluation/audit.json").read_text())["verdicts"]
+    assert any(verdict["differs"] and verdict["column"] == "site" for verdict in verdicts)
 
     marked = [case for case in truth.values() if case.marked][:3]
     for case in marked:
         Path("scans").mkdir(exist_ok=True)
         Path(f"scans/{case.id}.png").write_bytes(Path(f"cohort/images/{case.id}.png").read_bytes())
-    targets = "saliency.targets=[class-diseased]"
-    run("predict", f"model={folder}", "input=scans", "output=results", "saliency=gradient", targets)
+    targets = "explain.targets=[class-diseased]"
+    run("predict", f"model={folder}", "input=scans", "output=results", "explain=gradient", targets)
     for case in marked:
         classes = json.loads(Path(f"results/{case.id}/classes.json").read_text())
         assert sum(classes.values()) == pytest.approx(1.0, abs=1e-5)
         assert classes["diseased"] > 0.5
     pointed = [energy_at_marker(Path(f"results/{case.id}/heatmap_class-diseased.tif")) for case in marked]
-    share = (MARKER_BOX[2] - MARKER_BOX[0] + 4) * (MARKER_BOX[3] - MARKER_BOX[1] + 4) / 48**2
-    assert np.mean(pointed) > 3 * share
+    assert np.mean(pointed) > 3 * MARKER_SHARE
     page = Path("results/report.html").read_text()
     assert marked[0].id in page and "diseased" in page
     with Path("results/predictions.csv").open() as file:
@@ -84,6 +86,24 @@ def test_the_planted_shortcut_is_learnt_and_found_by_audit_and_heat_map(
     assert all(float(row["diseased_in_set"]) in (0.0, 1.0) for row in rows)
     run("report", "folder=evaluation")
     assert "site" in Path("evaluation/report.html").read_text()
+
+
+def test_the_same_cohort_without_the_shortcut_passes_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_shortcut(Path("cohort"), range(120), seed=0, shortcut=False)
+    data = ["data=table", "data.file=cohort/cases.csv"]
+    run("train", "task=classification", *data, *SMALL, "name=clean", "folds=2")
+    run("evaluate", "task=classification", *data, "model=runs/clean/fold_0", "out=evaluation", "bootstrap=0", "report=false")
+    run("audit", "evaluation=evaluation", "columns=[site]", "permutations=500")
+    audit = json.loads(Path("evaluation/audit.json").read_text())
+    assert audit["verdicts"] and not any(verdict["differs"] for verdict in audit["verdicts"])
+    Path("scans").mkdir()
+    for number in (1, 5, 9):
+        Path(f"scans/{number}.png").write_bytes(Path(f"cohort/images/shortcut_{number:03d}.png").read_bytes())
+    wanted = ["explain=gradient", "explain.targets=[class-diseased]", "report=false"]
+    run("predict", "model=runs/clean/fold_0", "input=scans", "output=results", *wanted)
+    pointed = [energy_at_marker(Path(f"results/{number}/heatmap_class-diseased.tif")) for number in (1, 5, 9)]
+    assert np.mean(pointed) < 3 * MARKER_SHARE
 
 
 def test_a_classifier_of_regions_sees_the_field_around_the_mask(

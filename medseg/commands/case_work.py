@@ -79,9 +79,14 @@ class CaseWork:
         if self.heat_maps is not None and not tried and not self.heat_maps.is_done(self.folder(case)):
             return False
         try:
-            return record.key == content_key(case)
+            return record.key == self._key(case)
         except OSError:
             return False  # reading it says what is wrong
+
+    def _key(self, case: Case) -> str:
+        """Of the mask, too, where a model looks at what it marks."""
+        plans = [predictor.plan.classes for predictor in self.predictors.values()]
+        return content_key(case, with_label=any(classes is not None and classes.region for classes in plans))
 
     def do(self, case: Case, read: Read, on_window: Callable[[int, int], None]) -> Record:
         """Predict and write one case. What is wrong with it ends up in the record; a full disk is raised."""
@@ -91,7 +96,7 @@ class CaseWork:
         try:
             if read.error is not None:
                 raise read.error
-            key = content_key(case)
+            key = self._key(case)
             with warnings_of_this_thread("medseg") as notes:
                 found, completed = self._predict(case, read, on_window)
             record = replace(record, mended=[*mended, *notes, *completed])

@@ -23,7 +23,7 @@ from medseg.commands.evaluation_predictions import hashes_of, predict_parts
 from medseg.commands.report import report as write_report
 from medseg.commands.score_boxes import box_scoring
 from medseg.commands.score_classes import ClassScoring, class_scoring
-from medseg.commands.score_masks import MaskScoring
+from medseg.commands.score_masks import mask_scoring
 from medseg.commands.scoring import Data, Key, Scored, Scoring, without_paths
 from medseg.errors import MedsegError, SomeFailed, all_at_once
 from medseg.evaluation.box_folder import BoxFolder
@@ -43,6 +43,11 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 SEGMENTATION, DETECTION = "segmentation", "detection"
 TASKS = (SEGMENTATION, DETECTION, CLASSIFICATION)
+_FIGURES = (
+    *("cases.csv", "summary.json", "calibration.json", "report.html"),
+    *("audit.csv", "audit.json", "audit.md"),
+)
+"""What an evaluation and the audit of it leave behind, which another evaluation must not inherit."""
 _CAUTION = {
     "tune": "NOT TO BE REPORTED: the checkpoint and the post-processing were chosen on these cases",
     "fit": "NOT TO BE REPORTED: the model was trained on these cases",
@@ -248,7 +253,7 @@ def _scoring(
         return class_scoring(data, parts, cohort, bands, columns)
     if bands or columns:
         raise MedsegError(f"bands and baseline_columns: are for classification, and this is {kind}; leave them out")
-    return box_scoring(data, parts, boxes, lesions) if kind == DETECTION else MaskScoring(data, tolerance_mm)
+    return box_scoring(data, parts, boxes, lesions) if kind == DETECTION else mask_scoring(data, parts, tolerance_mm)
 
 
 def _labels_of(cohort: Cohort, kind: str) -> LabelTable:
@@ -302,7 +307,7 @@ def _open_output(out: Path, request: Mapping[str, Any], overwrite: bool) -> None
     if other or stray:  # masks stay until it is known whether the same model made them
         for name in ("figures", "baselines"):
             shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("cases.csv", "summary.json"):
+        for name in _FIGURES:
             (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     _write_state(out, request, complete=False, failed=[])

@@ -19,7 +19,6 @@ from medseg.data.regions import read_planned
 from medseg.errors import MachineError, MedsegError
 from medseg.export.case_folder import remove_remains, whole_folder
 from medseg.export.manifest import Manifest, Record
-from medseg.export.origin import content_key
 from medseg.export.preview import write_preview
 from medseg.files import NO_SPACE
 from medseg.inference.predictor import Predictor
@@ -102,7 +101,7 @@ def _predict(
     with manifest.saving():
         for case in tqdm(todo, desc="predicting", unit="case", disable=not progress):
             try:
-                key = content_key(case)
+                key = scoring.key(case)
                 volume = read_planned(case, predictor.plan)
                 outcome = predictor.outcome(volume, case.id)
                 with whole_folder(folder / case_id(case.id)) as place:
@@ -128,6 +127,6 @@ def _is_done(case: Case, manifest: Manifest, scoring: Scoring[Any, Any]) -> bool
     if record is None or record.status != "done" or not scoring.is_written(manifest.path.parent / record.folder):
         return False
     try:
-        return record.key == content_key(case)
+        return record.key == scoring.key(case)
     except OSError:
         return False  # predicting says what is wrong

@@ -25,6 +25,7 @@ from medseg.commands.stored_prediction import StoredPredictions
 from medseg.data.regions import read_planned
 from medseg.errors import MedsegError, SomeFailed, all_at_once
 from medseg.explain.explainer import DEFAULT
+from medseg.export.case_folder import remove_remains
 from medseg.export.dicom import check_dicom
 from medseg.export.manifest import Record, read_manifest, records
 from medseg.export.origin import InputNames
@@ -84,9 +85,11 @@ def explain(
         raise MedsegError("explain: expected one model, found several by name; explain each into an output of its own")
     chosen = Saliency.from_mapping({"method": DEFAULT} if saliency is None else saliency)
     if chosen.method is None and not features:
-        raise MedsegError("saliency=none: expected a method, such as saliency=layer_cam, or features=true")
+        raise MedsegError("explain=none: expected a method, such as explain=layer_cam, or features=true")
     members = load_members(Path(model), trust)
     is_mine, begun = _begun(output, members)
+    for folder in output.iterdir() if is_mine else ():
+        remove_remains(folder)  # of maps that were being written when a run was killed
     how: dict[str, Any] = {"overlap": overlap, "mirror": mirror, "boxes": boxes, "export": export, **begun}
     shared: dict[str, Any] = {"runtime": runtime, "trust": trust}
     maps = None

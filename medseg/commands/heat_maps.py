@@ -1,4 +1,4 @@
-"""Heat maps of a case, made and written beside its prediction: what ``saliency=`` means to ``medseg explain`` and ``predict``.
+"""Heat maps of a case, made and written beside its prediction: what ``explain=`` means to ``medseg explain`` and ``predict``.
 
 ``heatmaps.json`` lies in a case's folder when its maps are whole, and says how they were made: what it lists is not made again.
 How a map comes about is in `medseg.explain`, how it is written in `medseg.export.heat_maps`.
@@ -34,7 +34,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Saliency:
-    """What ``conf/saliency`` says.
+    """What ``conf/explain`` says.
 
     Args:
         method: one of `medseg.explain.explainer.METHODS`; None for no heat maps.
@@ -64,7 +64,7 @@ class Saliency:
             except MedsegError as error:
                 problems.append(str(error))
         if problems:
-            raise all_at_once("saliency.targets:", problems)
+            raise all_at_once("explain.targets:", problems)
         options = {name: value for name, value in given.items() if value is not None}
         return cls(method, layer, tuple(dict.fromkeys(targets)), options)
 
@@ -83,7 +83,7 @@ def explainer_of(
         MedsegError: there is no method, or it, an option, a layer or a target does not exist (all such targets are named).
     """
     if saliency.method is None:
-        raise MedsegError("saliency=none: expected a method to explain with, such as saliency=layer_cam")
+        raise MedsegError("explain=none: expected a method to explain with, such as explain=layer_cam")
     check_targets(saliency.targets, models[0])
     how = {name: value for name, value in (runtime or {}).items() if name in ("device", "precision")}
     return Explainer(
@@ -125,7 +125,7 @@ def check_targets(targets: Sequence[Target], model: Model) -> None:
         elif target.kind in ("class", "label") and target.name not in names:
             problems.append(f"{target}: the model has no {target.kind} {target.name!r}; it has {', '.join(names)}")
     if problems:
-        raise all_at_once("saliency.targets:", problems)
+        raise all_at_once("explain.targets:", problems)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +182,10 @@ class HeatMaps:
         """
         targets = list(self.targets) or targets_of(prediction)
         body = read_index(folder)
+        found = {heat_map.target: heat_map for heat_map in self.explainer.explain(volume, prediction, targets)}
         if body is None or body["made"] != self.made:
             remove_maps(folder)
             body = {"made": self.made, "default": False, "targets": {}}
-        found = {heat_map.target: heat_map for heat_map in self.explainer.explain(volume, prediction, targets)}
         names = stems(dict.fromkeys([*body["targets"], *found]))
         for target, heat_map in found.items():
             write_heat_map(heat_map, folder / names[target])

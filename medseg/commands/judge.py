@@ -1,7 +1,7 @@
 """``medseg explain judge=true``: whether the heat maps of a model deserve trust, measured on cases that it has not seen.
 
 Of each case the first target is asked about (the surest box, the class that is called, a label of the mask, or what
-``saliency.targets`` says), with every method and beside maps that know nothing of the model. What a mask or boxes mark is where
+``explain.targets`` says), with every method and beside maps that know nothing of the model. What a mask or boxes mark is where
 a map should point. How trust is measured is in `medseg.explain.trust`, how it is judged in `trust_table`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from medseg.data.preprocess import preprocess
 from medseg.data.regions import read_planned
 from medseg.errors import MedsegError
 from medseg.explain.explainer import DEFAULT, Explainer
+from medseg.explain.stability import shifted
 from medseg.explain.targets import aims_of, region_on_plan, targets_of, voxels_of
 from medseg.explain.trust import Method, TrustCase, measure
 from medseg.explain.trust_figures import draw_curves, draw_trust
@@ -150,7 +152,11 @@ class _Part:
             region = None if aim.region is None else region_on_plan(aim.region, restoration, plan)
             truth = true_region(case, volume.geometry, self._labels, plan, aim.output)
             methods = {
-                name: Method(_asked(one, aim.output, region), {"all": _asked(self._shuffled[name], aim.output, region)})
+                name: Method(
+                    _asked(one, aim.output, region),
+                    {"all": _asked(self._shuffled[name], aim.output, region)},
+                    moved=partial(_moved, one, aim.output, region),
+                )
                 for name, one in self._explainers.items()
             }
             yield measure(
@@ -197,6 +203,12 @@ def true_region(case: Case, geometry: Geometry, labels: LabelTable | None, plan:
 def _asked(explainer: Explainer, name: str, region: Array | None) -> Any:
     """An image → its heat map."""
     return lambda image: explainer.on_grid(image, name, region)
+
+
+def _moved(explainer: Explainer, name: str, region: Array | None, shift: list[int]) -> Any:
+    """The same about a target that lies ``shift`` voxels further on, or where it was if it has left the image."""
+    there = None if region is None else shifted(region, shift)
+    return _asked(explainer, name, there if there is not None and there.any() else region)
 
 
 def _for(method: str, saliency: Saliency) -> Saliency:

@@ -62,7 +62,7 @@ def plan(
         raise MedsegError(f"plan: the planner has no option {', '.join(unknown)}; it has {', '.join(PLANNER)}")
     path = out if out.suffix in (".yaml", ".yml") else out / "plan.yaml"
     if planner.get("file") is not None:
-        made = _given(Path(planner["file"]), cohort, labels, overrides, str(task["name"]))
+        made = _given(Path(planner["file"]), cohort, labels, overrides, task)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, made.to_yaml())
         logger.info("%s", describe(made))
@@ -72,9 +72,10 @@ def plan(
     options, kept = overrides.get("options") or {}, path.with_name("fingerprint.json")
     measured = _fingerprint(cohort, options, kept, lesions=rule, workers=workers, progress=progress)
     chosen = {name: value for name, value in planner.items() if value is not None}
-    classes = plan_classes(cohort, measured, task) if task["name"] == CLASSIFICATION else None
+    turned = overrides.get("orientation") or chosen.get("orientation")
+    classes = plan_classes(cohort, measured, task, turned) if task["name"] == CLASSIFICATION else None
     made = make_plan(
-        measured if classes is None else seen_by_classifier(measured, classes.region),
+        measured if classes is None else seen_by_classifier(measured, classes.region, turned),
         cohort.channels,
         labels,
         task=str(task["name"]),
@@ -118,16 +119,27 @@ def lesion_rule(task: Mapping[str, Any]) -> LesionRule | None:
     return LesionRule(bool(task.get("instances", False)), float(task.get("smallest_mm3", 0.0)))
 
 
-def _given(file: Path, cohort: Cohort, labels: LabelTable, overrides: Mapping[str, Any], task: str) -> Plan:
+def _given(
+    file: Path, cohort: Cohort, labels: LabelTable, overrides: Mapping[str, Any], task: Mapping[str, Any]
+) -> Plan:
     """A plan that the user brings, with what the command line changes. Raises MedsegError where the data is not its kind."""
     made = Plan.load(file)
-    if made.task != task:
-        raise MedsegError(f"{file}: is a plan for {made.task}, not for {task}. Make one with medseg plan task={task}")
+    name = str(task["name"])
+    if made.task != name:
+        raise MedsegError(f"{file}: is a plan for {made.task}, not for {name}. Make one with medseg plan task={name}")
     if made.labels != labels or len(made.channels) != len(cohort.channels):
         raise MedsegError(
             f"{file}: is a plan for labels {dict(made.labels.names)} and {len(made.channels)} channels; the data set has "
             f"{dict(labels.names)} and {len(cohort.channels)}. Make one with medseg plan"
         )
+    if made.classes is not None:
+        asked = {option: bool(task.get(option)) for option in ("region", "multilabel")}
+        holds = {"region": made.classes.region is not None, "multilabel": made.classes.multilabel}
+        odd = [option for option in asked if asked[option] != holds[option]]
+        if odd:
+            raise MedsegError(
+                f"{file}: was made with another task.{' and task.'.join(odd)}; set it as there, or make a plan with medseg plan"
+            )
     values = {name: value for name, value in overrides.items() if value is not None}
     return made.changed(**values) if values else made
 

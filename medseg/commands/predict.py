@@ -178,7 +178,7 @@ def _heat_maps(
     if chosen.method is None:
         return None
     if len(folders) > 1:
-        raise MedsegError("saliency: one model is explained at a time; predict with each into an output of its own")
+        raise MedsegError("explain: one model is explained at a time; predict with each into an output of its own")
     members = load_members(Path(next(iter(folders.values()))), trust)
     return heat_maps_of(members, chosen, overlap=overlap, runtime=runtime, trust=trust, export=export)
 
@@ -190,6 +190,10 @@ def _objects(
     chosen = dict(export)
     if not chosen.pop("dicom", False):
         return None
+    if plan.classes is not None and plan.classes.region is not None:
+        raise MedsegError(
+            "export=dicom: this model looks at a part of each scan, and DICOM objects lie on whole ones; leave export=dicom out"
+        )
     version = "+".join(predictor.sha256[:12] for predictor in predictors.values())
     return functools.partial(
         export_dicom,

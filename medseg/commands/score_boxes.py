@@ -18,8 +18,9 @@ from medseg.commands.evaluation_parts import Part
 from medseg.commands.scoring import WORST, Calibrated, Data, Key, Points, known_of, without_paths
 from medseg.errors import MedsegError
 from medseg.evaluation.box_baselines import BoxExample, BrightestComponents
-from medseg.evaluation.box_calibration import box_calibration
+from medseg.evaluation.box_calibration import FINDINGS, box_calibration
 from medseg.evaluation.box_folder import NAME, BoxFolder
+from medseg.evaluation.calibration import ALL, check_row_names
 from medseg.evaluation.detection import FROC_IOU, DetectedCase, LabelScore, faults_of, score_labels, threshold_for
 from medseg.evaluation.detection_figures import draw_froc, draw_precision_recall
 from medseg.evaluation.detection_summary import curves_of, detection_metrics, write_detection
@@ -29,6 +30,7 @@ from medseg.evaluation.summary import Summary
 from medseg.evaluation.working_point import CALIBRATION, COMPONENTS
 from medseg.export.boxes import write_boxes
 from medseg.export.nifti import write_mask
+from medseg.export.origin import content_key
 from medseg.inference.boxes import BoxFinder, BoxOptions
 from medseg.inference.predictor import Outcome
 from medseg.scans.lesions import read_lesions
@@ -75,6 +77,9 @@ class BoxScoring:
 
     def opened(self, folder: Path) -> BoxFolder:
         return BoxFolder(folder)
+
+    def key(self, case: Case) -> str:
+        return content_key(case)
 
     def is_written(self, folder: Path) -> bool:
         return (folder / NAME).is_file()
@@ -198,9 +203,12 @@ def box_scoring(
         lesions: values of `LesionRule`, for models that were not trained to find lesions and for a folder of predictions.
 
     Raises:
-        MedsegError: the labels are regions, or there is no working point for the rate that was asked for.
+        MedsegError: the labels are regions, a label of a model is called like a row of the calibration, or there is no working
+            point for the rate that was asked for.
     """
     models = [model for part in parts for model in part.models]
+    if any(CALIBRATION in model.working_point for model in models):
+        check_row_names(data.labels.names.values(), (ALL, FINDINGS))
     thresholds = {part.fold: BoxFinder.of(part.models, boxes).thresholds for part in parts if part.models}
     if not all(thresholds.values()):
         logger.warning(

@@ -18,6 +18,7 @@ from medseg.commands.evaluation_parts import Part
 from medseg.commands.scoring import Calibrated, Data, Key, Points, known_of
 from medseg.errors import MedsegError
 from medseg.evaluation.bands import Band, check_columns
+from medseg.evaluation.calibration import check_row_names
 from medseg.evaluation.class_calibration import class_calibration
 from medseg.evaluation.class_folder import NAME, ClassFolder
 from medseg.evaluation.classification import (
@@ -34,6 +35,7 @@ from medseg.evaluation.classification_table import format_classification, format
 from medseg.evaluation.conformal import coverage_of, coverage_over_splits, in_sets
 from medseg.evaluation.summary import Summary, check_label_names
 from medseg.export.classes import write_classes
+from medseg.export.origin import content_key
 from medseg.inference.classes import ClassReader
 from medseg.inference.predictor import Outcome
 from medseg.model import Model
@@ -79,6 +81,9 @@ class ClassScoring:
 
     def opened(self, folder: Path) -> ClassFolder:
         return ClassFolder(folder)
+
+    def key(self, case: Case) -> str:
+        return content_key(case, with_label=True)
 
     def is_written(self, folder: Path) -> bool:
         return (folder / NAME).is_file()
@@ -254,7 +259,8 @@ def class_scoring(
         columns: of the table, for baselines.
 
     Raises:
-        MedsegError: there are no classes, folds know different ones, or a column is not there or holds words.
+        MedsegError: there are no classes, folds know different ones, one is called as figures of all are, or a column is not
+            there or holds words.
     """
     kinds = {_kind_of_model(model) for part in parts for model in part.models} or {_kind_of_data(cohort)}
     if len(kinds) > 1:
@@ -262,6 +268,8 @@ def class_scoring(
         raise MedsegError(f"model: expected folds of the same classes, found {found}; evaluate them apart")
     ((classes, exclusive),) = kinds
     check_label_names(classes)
+    if any(part.models for part in parts):
+        check_row_names(classes)
     chosen = tuple(Band.from_mapping(band) for band in bands)
     cases = [case for part in parts for case in part.cases]
     check_columns([band.column for band in chosen], cases, "bands")

@@ -1,26 +1,34 @@
-"""How ``medseg evaluate`` scores masks: Dice, surfaces and lesions of every label of every case, and their means."""
+"""How ``medseg evaluate`` scores masks: Dice, surfaces and lesions of every label of every case, and their means.
+
+Of a model there is also ``ece``: how far the calibrated probabilities around the lesions of a case are from what is true there.
+It is of each case by itself, so that it can be audited by group; what all cases pooled show is in ``calibration.json``.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from medseg.commands.evaluation_parts import Part
 from medseg.commands.scoring import WORST, Calibrated, Data, Key, Points, known_of, without_paths
 from medseg.data.preprocess import preprocess_mask
 from medseg.errors import MedsegError
 from medseg.evaluation.baselines import Example, GlobalThreshold, MeanShapeAtlas
+from medseg.evaluation.calibration import ALL, check_row_names
 from medseg.evaluation.figures import Overlay, draw_metric, draw_overlays
-from medseg.evaluation.mask_calibration import MaskForecast, mask_calibration
+from medseg.evaluation.mask_calibration import AROUND, MaskForecast, mask_calibration
 from medseg.evaluation.mask_folder import MaskFolder
-from medseg.evaluation.segmentation import segmentation_metrics
+from medseg.evaluation.segmentation import Row, segmentation_metrics
 from medseg.evaluation.summary import ScoredCase, Summary, format_table, write_evaluation
+from medseg.evaluation.working_point import mean_point
 from medseg.export.nifti import write_mask
+from medseg.export.origin import content_key
 from medseg.inference.predictor import Outcome
 from medseg.scans import difference, read_mask, same_grid
 from medseg.scans.labels import present
@@ -43,10 +51,12 @@ class MaskScoring:
 
     Args:
         tolerance_mm: of the normalised surface Dice (px in pictures without spacing).
+        temperatures: fold → the temperature of its models; empty for predictions without a model.
     """
 
     data: Data
     tolerance_mm: float
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -59,34 +69,35 @@ class MaskScoring:
     def opened(self, folder: Path) -> MaskFolder:
         return MaskFolder(folder)
 
+    def key(self, case: Case) -> str:
+        """Of its label, too: the voxels that are kept hold what is true of them."""
+        return content_key(case, with_label=True)
+
     def is_written(self, folder: Path) -> bool:
-        return any(folder.glob("mask.*"))
+        return any(folder.glob("mask.*")) and (folder / VOXELS).is_file()
 
     def write_prediction(self, outcome: Outcome, case: Case, folder: Path) -> None:
         """The mask, and of the probabilities some voxels with what is true of them, while there are any."""
+        truth, _ = self._truth(case)  # a case without truth is not scored, and is tried again when its label is mended
         write_mask(outcome.prediction, folder)
-        try:
-            truth, _ = self._truth(case)
-        except (MedsegError, OSError):
-            return  # said when the case is scored
         placed = preprocess_mask(truth, outcome.restoration, outcome.plan)[0]
-        MaskForecast.draw(outcome.merged, placed, self.data.labels, case.patient).save(folder / VOXELS)
+        theirs, mine = outcome.prediction.labels.outputs, self.data.labels.outputs
+        stated = outcome.merged  # the data may list the regions in another order than the model
+        stated = stated if theirs == mine else stated[[theirs.index(name) for name in mine]]
+        MaskForecast.draw(stated, placed, self.data.labels, case.patient).save(folder / VOXELS)
 
     def score(self, case: Case, found: MaskFolder, fold: str) -> ScoredCase:
         truth, geometry = self._truth(case)
-        return self._scored(case, self._predicted(case, found, geometry), truth, geometry, fold)
+        scored = self._scored(case, self._predicted(case, found, geometry), truth, geometry, fold)
+        return replace(scored, rows=(*scored.rows, *self._calibration_errors(scored, found)))
 
     def calibration(
         self, scored: Sequence[ScoredCase], found: Mapping[str, MaskFolder], points: Points, samples: int
     ) -> Calibrated | None:
         """Of the voxels that were kept when a model predicted."""
-        kept = {(case.fold, case.id): found[case.fold].path / case_id(case.id) / VOXELS for case in scored}
-        if not points or not all(path.is_file() for path in kept.values()):
+        if not points:
             return None
-        temperature = {fold: float(point.get("temperature", 1.0)) for fold, point in points.items()}
-        forecasts = (
-            MaskForecast.load(kept[case.fold, case.id], case.patient, temperature[case.fold]) for case in scored
-        )
+        forecasts = (self._forecast(case, found[case.fold]) for case in scored)
         return Calibrated(mask_calibration(forecasts, self.data.labels, samples=samples))
 
     def title(self, scored: Sequence[ScoredCase]) -> str:
@@ -160,6 +171,18 @@ class MaskScoring:
 
         return (found for _, found in self.data.fitting(cases, example))
 
+    def _forecast(self, case: ScoredCase, found: MaskFolder) -> MaskForecast:
+        """The voxels of a case that were kept when a model predicted it."""
+        return MaskForecast.load(found.path / case_id(case.id) / VOXELS, case.patient, self.temperatures[case.fold])
+
+    def _calibration_errors(self, case: ScoredCase, found: MaskFolder) -> Iterator[Row]:
+        """A row ``ece`` a label; blank for one that is neither there nor predicted."""
+        if case.fold not in self.temperatures:
+            return
+        errors = self._forecast(case, found).errors(self.data.labels)
+        for row in (row for row in case.rows if row.metric == "dice"):
+            yield replace(row, metric="ece", value=errors[row.label] if row.n_gt or row.n_pred else math.nan)
+
     def _truth(self, case: Case) -> tuple[Array, Geometry]:
         """The true mask on the scan's grid."""
         if case.label is None:
@@ -189,3 +212,17 @@ class MaskScoring:
             raise MedsegError(
                 f"its {name} holds the values {unknown[:10]}; expected 0 and {dict(self.data.labels.names)}"
             )
+
+
+def mask_scoring(data: Data, parts: Sequence[Part], tolerance_mm: float) -> MaskScoring:
+    """How the masks of these models, or of a folder where there are none, are scored.
+
+    Raises:
+        MedsegError: a label of a model is called like a row of the calibration.
+    """
+    points = {part.fold: mean_point([model.working_point for model in part.models]) for part in parts if part.models}
+    if points:
+        check_row_names(data.labels.targets, (ALL, AROUND))
+    return MaskScoring(
+        data, tolerance_mm, {fold: float(point.get("temperature", 1.0)) for fold, point in points.items()}
+    )

@@ -1,7 +1,7 @@
-"""What ``medseg evaluate`` asks of a kind of result, masks or boxes, and what both kinds need to know of a case.
+"""What ``medseg evaluate`` asks of a kind of result, masks, boxes or classes, and what all kinds need to know of a case.
 
-The order of the steps is in `medseg.commands.evaluate`; how each kind is read, measured and drawn is in `score_masks` and
-`score_boxes`.
+The order of the steps is in `medseg.commands.evaluate`; how each kind is read, measured and drawn is in `score_masks`,
+`score_boxes` and `score_classes`.
 """
 
 from __future__ import annotations
@@ -73,6 +73,9 @@ class Scoring(Protocol[S, F]):
 
     def opened(self, folder: Path) -> F:
         """A folder of predictions. Raises MedsegError where there is none."""
+
+    def key(self, case: Case) -> str:
+        """What changes when `write_prediction` would write something else of a case. Raises OSError where a file is not there."""
 
     def is_written(self, folder: Path) -> bool:
         """Whether a case's folder holds what `write_prediction` writes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from medseg.planning.classes import Region
 from medseg.planning.plan import Plan
@@ -36,7 +37,15 @@ def read_planned(case: Case, plan: Plan) -> Volume:
             "case out",
             "empty_mask",
         )
-    return cut_region(volume, marked, region, plan.orientation)
+    return cut_region(volume, _largest(marked), region, plan.orientation)
+
+
+def _largest(marked: Array) -> Array:
+    """The largest part that hangs together: the middle of two that lie apart may show neither."""
+    parts, count = ndimage.label(marked, np.ones((3,) * marked.ndim, bool))
+    if count < 2:
+        return marked
+    return np.asarray(parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()))
 
 
 def cut_region(volume: Volume, marked: Array, region: Region, orientation: str) -> Volume:

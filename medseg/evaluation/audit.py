@@ -35,6 +35,7 @@ from medseg.errors import MedsegError
 from medseg.evaluation.audit_groups import Column
 from medseg.evaluation.audit_metrics import Figure
 from medseg.evaluation.bootstrap import FEWEST_PATIENTS
+from medseg.evaluation.draws import case_weights, owners
 from medseg.volume import Array
 
 LEVEL = 0.05
@@ -97,7 +98,8 @@ class Verdict:
 class Audit:
     """What was found: ``overall`` a cell a figure, ``cells`` a cell a figure and group, ``verdicts`` one a column and figure.
 
-    ``mixed`` counts for each column the patients with cases in several of its groups.
+    ``mixed`` counts for each column the patients with cases in several of its groups; ``biased`` names the metrics that are
+    higher in smaller groups by themselves.
     """
 
     overall: tuple[Cell, ...]
@@ -109,6 +111,7 @@ class Audit:
     smallest: int
     permutations: int
     seed: int
+    biased: tuple[str, ...] = ()
 
     @property
     def differences(self) -> list[Verdict]:
@@ -141,10 +144,11 @@ def run_audit(
             f"audit: expected smallest ≥ {FEWEST_PATIENTS} patients, permutations ≥ {_FEWEST_PERMUTATIONS} and draws ≥ 0; found "
             f"{smallest}, {permutations} and {samples}"
         )
-    names, owner = np.unique(np.asarray(patients, str), return_inverse=True)
+    owner = owners(patients)
+    count = int(owner.max()) + 1
     random = np.random.default_rng(seed)
     # The same random numbers for all columns, so that what columns have in common is kept.
-    keys = random.random((permutations, len(names))), random.random((permutations, len(owner)))
+    keys = random.random((permutations, count)), random.random((permutations, len(owner)))
     how = (owner, smallest, samples, seed)
     overall = [cell for row in _cells(Column.everything(len(owner)), figures, *how) for cell in row]
     cells: list[Cell] = []
@@ -162,10 +166,11 @@ def run_audit(
         tuple(_verdicts(tests)),
         {column.name: int(_is_mixed(column.of_case, owner).sum()) for column in columns},
         len(owner),
-        len(names),
+        count,
         smallest,
         permutations,
         seed,
+        tuple(dict.fromkeys(figure.metric for figure in figures if figure.biased)),
     )
 
 
@@ -225,8 +230,8 @@ def _cells(
     rows: list[list[Cell]] = [[] for _ in figures]
     for at, group in enumerate(column.groups):
         member = column.of_case == at
-        who, place = np.unique(owner[member], return_inverse=True)
-        draws = np.random.default_rng(seed).multinomial(len(who), np.full(len(who), 1 / len(who)), samples)[:, place]
+        place = np.unique(owner[member], return_inverse=True)[1]
+        draws = list(case_weights(place, samples, seed))
         for row, figure in zip(rows, figures, strict=True):
             own = figure.only(member)
             evidence = own.evidence
@@ -234,15 +239,15 @@ def _cells(
             n_patients = len(np.unique(place[some]))
             firm = min(len(np.unique(place[kind])) for kind in evidence.T) >= FEWEST_PATIENTS
             value = float(own.measure(np.ones((1, len(place))))[0][0])
-            interval = _interval(own, value, draws) if samples and firm else (math.nan, math.nan)
+            interval = _interval(own, value, draws) if draws and firm else (math.nan, math.nan)
             names = (column.name, group, figure.metric, figure.label)
             row.append(Cell(*names, value, *interval, int(some.sum()), n_patients, firm and n_patients >= smallest))
     return rows
 
 
-def _interval(figure: Figure, value: float, draws: Array) -> tuple[float, float]:
+def _interval(figure: Figure, value: float, draws: Sequence[Array]) -> tuple[float, float]:
     """95 %: the percentiles of the draws, or (`medseg.evaluation.calibration` says why) the basic interval, cut at 0."""
-    low, high = np.nanpercentile(figure.measure(draws)[0], [2.5, 97.5])
+    low, high = np.nanpercentile(np.concatenate([figure.measure(block)[0] for block in draws]), [2.5, 97.5])
     return (max(0.0, 2 * value - high), max(0.0, 2 * value - low)) if figure.biased else (float(low), float(high))
 
 

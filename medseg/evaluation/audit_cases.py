@@ -112,8 +112,10 @@ def _rows(folder: Path) -> list[dict[str, str]]:
             f"evaluation {folder}: expected cases.csv and summary.json, found no {' and no '.join(missing)}: this is no "
             "evaluation folder, or half of one. Run its medseg evaluate again, which goes on, and then the audit"
         )
-    file = folder / "cases.csv"
+    file, state = folder / "cases.csv", folder / "evaluation.json"
     try:
+        if state.is_file() and not json.loads(state.read_text(encoding="utf-8")).get("complete", True):
+            raise MedsegError(f"evaluation {folder}: it did not end. Run its medseg evaluate again, which goes on")
         json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         with file.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream, restval="")

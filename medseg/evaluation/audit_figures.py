@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medseg.errors import MedsegError
 from medseg.evaluation.audit import Audit, Cell, Verdict
-from medseg.files import whole_file
+from medseg.evaluation.figures import save_figure
 
 _JUDGED, _OUTLIER, _SMALL = "#1f77b4", "#d62728", "#9e9e9e"
 
@@ -45,10 +44,7 @@ def draw_audit(audit: Audit, path: Path, *, title: str = "") -> None:
     for text in (text for axes in figure.axes for text in (*axes.get_yticklabels(), axes.title, axes.yaxis.label)):
         text.set_parse_math(False)
     figure.suptitle(title, fontsize=9, parse_math=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    with whole_file(path) as aside:
-        figure.savefig(aside, dpi=120)
+    save_figure(figure, path)
 
 
 def _panel(axes: Axes, cells: list[Cell], overall: Cell, verdict: Verdict) -> None:

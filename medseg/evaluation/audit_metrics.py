@@ -1,7 +1,7 @@
 """Figures that can be computed again, for any choice of cases, from the rows of ``cases.csv``.
 
 =============================================  =========================================================================
-every metric with a value a case               its mean over the cases that have one (``dice``, ``nsd``, ``ece`` …)
+every metric with a value a case               its mean over the cases that have one (``dice``, ``nsd``; ``ece`` of masks …)
 ``sensitivity`` ``precision`` ``f1``           detection: pooled over the counts ``tp``, ``fp``, ``fn`` of the cases
 ``fp_per_scan``
 ``sensitivity`` ``specificity``                classification, from the rows ``probability`` of a class: pooled over the cases
@@ -10,8 +10,8 @@ every metric with a value a case               its mean over the cases that have
 =============================================  =========================================================================
 
 A figure takes weights of the cases, many choices at once: 0 and 1 choose a group, counts are a bootstrap draw. ``auprc``,
-``precision``, ``accuracy`` and ``f1`` also depend on how frequent a class is; ``ece`` (each class apart, in the bins of
-`medseg.evaluation.calibration`) is the higher the fewer cases there are. Knows no group.
+``precision``, ``accuracy`` and ``f1`` also depend on how frequent a class is; ``ece`` of probabilities (each class apart, in the
+bins of `medseg.evaluation.calibration`) is the higher the fewer cases there are. Knows no group.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 from medseg.errors import all_at_once
 from medseg.evaluation.audit_cases import AuditCases
-from medseg.evaluation.calibration import BINS
+from medseg.evaluation.calibration import BINS, bin_of
 from medseg.evaluation.classification import Answers
 from medseg.volume import Array
 
@@ -141,8 +141,8 @@ class CalibrationError:
     def _gaps(self) -> Array:
         """``(N, bins + 1)`` what each case adds to Σ (probability − truth) of its bin, and to the number of cases."""
         known = self.evidence[:, 0]
-        at = np.searchsorted(np.linspace(0, 1, BINS + 1), self.probability, side="left") - 1
-        hit = known[:, None] & (np.clip(at, 0, BINS - 1)[:, None] == np.arange(BINS))
+        at = bin_of(self.probability, np.linspace(0, 1, BINS + 1))
+        hit = known[:, None] & (at[:, None] == np.arange(BINS))
         return np.column_stack([np.where(hit, (self.probability - self.truth)[:, None], 0.0), known])
 
     def measure(self, weights: Array) -> tuple[Array, Array]:

@@ -127,10 +127,9 @@ def _cautions(audit: Audit) -> list[str]:
     frequency = [_NAMES.get(metric, metric.capitalize()) for metric in _FREQUENCY if metric in metrics]
     if frequency:
         texts.append(f"How frequent a class is in a group also moves {_listed(frequency)}.")
-    if "ece" in metrics:
-        texts.append(
-            "The calibration error is higher in smaller groups by itself; the comparison of groups takes that off."
-        )
+    if audit.biased:
+        biased = _listed([_NAMES.get(metric, metric.capitalize()) for metric in audit.biased])
+        texts.append(f"{biased} is higher in smaller groups by itself; the comparison of groups takes that off.")
     return texts
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from functools import cached_property
 from pathlib import Path
 
-from medseg.errors import MedsegError
+from medseg.evaluation.json_folder import JsonFolder
 from medseg.scans import box_json
 from medseg.scans.boxes import checked, is_usable
-from medseg.scans.names import case_id
 from medseg.scans.reading import ScanError
 from medseg.structures import Boxes, LabelTable
 from medseg.volume import Geometry
@@ -26,7 +24,7 @@ _HARMLESS = ("zero_area_box", "inverted_box", "outside_image", "beyond_image")
 """Faults of single found boxes that find no lesion whatever they mean: the others of their case can be scored."""
 
 
-class BoxFolder:
+class BoxFolder(JsonFolder):
     """A result folder (``<case id>/boxes.json``), or a folder of files ``<case id>.json``, anywhere below it.
 
     Raises:
@@ -34,31 +32,7 @@ class BoxFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            found = "a file" if self.path.exists() else "nothing"
-            raise MedsegError(f"predictions {path}: expected a folder of boxes, found {found}")
-
-    def holds(self, case: str) -> bool:
-        """Whether there is a file for ``case``."""
-        return bool(self._files(case))
-
-    def file(self, case: str) -> Path:
-        """The boxes of ``case``.
-
-        Raises:
-            MedsegError: there are none, or several files may be meant.
-        """
-        found = self._files(case)
-        if len(found) > 1:
-            names = ", ".join(path.relative_to(self.path).as_posix() for path in found[:5])
-            raise MedsegError(f"the predictions hold several files of boxes that may be its own: {names}; keep one")
-        if not found:
-            raise MedsegError(
-                f"the predictions hold no boxes of it; expected {case_id(case)}/{NAME} or {case_id(case)}.json, which also "
-                "says where nothing was found"
-            )
-        return found[0]
+        super().__init__(path, NAME, "boxes")
 
     def read(self, case: str, geometry: Geometry, labels: LabelTable) -> tuple[Boxes, dict[str, float]]:
         """The boxes of ``case`` on its scan's grid, each with a score, and the working point that the file states, if any.
@@ -72,7 +46,7 @@ class BoxFolder:
         try:
             marked, stated = box_json.read(file, geometry), box_json.read_working_point(file)
         except ScanError as error:
-            raise ScanError(str(error).replace(str(file), file.relative_to(self.path).as_posix()), error.kind) from None
+            raise ScanError(str(error).replace(str(file), self.relative(file)), error.kind) from None
         without = sum(box.score is None for box in marked)
         if without:
             reason = f"{without} of its {len(marked)} found boxes have no score and cannot be ranked; give each one"
@@ -89,17 +63,3 @@ class BoxFolder:
             kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(fault.kind for fault in faults).items())
             logger.warning("case %r: found boxes that do not lie on its grid (%s): %s", case, kinds, faults[0].message)
         return boxes, stated
-
-    def _files(self, case: str) -> list[Path]:
-        own = self.path / case_id(case) / NAME
-        if own.is_file():
-            return [own]
-        return sorted({path for name in (case, case_id(case)) for path in self._plain.get(name, ())})
-
-    @cached_property
-    def _plain(self) -> dict[str, list[Path]]:
-        """Case → its files: called like it, or lying in a folder that is."""
-        found: dict[str, list[Path]] = {}
-        for path in sorted(self.path.rglob("*.json")):
-            found.setdefault(path.parent.name if path.name == NAME else path.stem, []).append(path)
-        return found

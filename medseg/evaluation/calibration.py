@@ -121,7 +121,7 @@ def reliability(confidence: Array, correct: Array, bins: int = BINS, *, equal_ma
     if equal_mass and len(confidence):
         inner = np.quantile(confidence, edges[1:-1], method="inverted_cdf")  # an edge is a confidence that was stated
         edges = np.unique([0.0, *inner, 1.0])
-    at = _bin_of(confidence, edges)
+    at = bin_of(confidence, edges)
     counts = np.bincount(at, minlength=len(edges) - 1)
     means = [
         np.divide(np.bincount(at, values, len(counts)), counts, out=np.full(len(counts), _NAN), where=counts > 0)
@@ -130,7 +130,8 @@ def reliability(confidence: Array, correct: Array, bins: int = BINS, *, equal_ma
     return Reliability(edges, counts, *means)
 
 
-def _bin_of(confidence: Array, edges: Array) -> Array:
+def bin_of(confidence: Array, edges: Array) -> Array:
+    """``(N,)`` the bin of `Reliability` that each confidence lies in."""
     return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, len(edges) - 2)
 
 
@@ -182,7 +183,7 @@ def _ece_with_interval(forecast: Forecast, diagram: Reliability, owner: Array, s
     if not samples or patients < FEWEST_PATIENTS:
         return Estimate(value, _NAN, _NAN, len(owner))
     gaps = np.zeros((patients, len(diagram.counts)))  # what each adds to Σ (confidence − outcome) of each bin
-    np.add.at(gaps, (owner, _bin_of(forecast.confidence, diagram.edges)), forecast.confidence - forecast.correct)
+    np.add.at(gaps, (owner, bin_of(forecast.confidence, diagram.edges)), forecast.confidence - forecast.correct)
     draws = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), samples)
     drawn = np.abs(draws @ gaps).sum(1) / (draws @ np.bincount(owner))
     low, high = (max(0.0, 2 * value - float(end)) for end in np.percentile(drawn, [97.5, 2.5]))
@@ -194,7 +195,7 @@ def _ece_if_perfect(confidence: Array, diagram: Reliability, samples: int, seed:
     if not samples or not count:
         return Estimate(_NAN, _NAN, _NAN, count)
     random, bins = np.random.default_rng(seed), len(diagram.counts)
-    at, likely = _bin_of(confidence, diagram.edges), confidence.astype(np.float32)
+    at, likely = bin_of(confidence, diagram.edges), confidence.astype(np.float32)
     stated, drawn = np.bincount(at, confidence, bins), np.empty(samples)
     for draw in range(samples):  # one by one: all draws of many voxels together would not fit in memory
         happened = random.random(count, np.float32) < likely

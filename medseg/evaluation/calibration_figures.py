@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
 from medseg.errors import MedsegError
 from medseg.evaluation.calibration import Calibration, Measured, Reliability
-from medseg.files import whole_file
+from medseg.evaluation.figures import save_figure
 
 _BEFORE, _AFTER = "#ff7f0e", "#1f77b4"
 _MOST_COLUMNS = 4
@@ -47,10 +46,7 @@ def draw_reliability(calibrations: Mapping[str, Calibration], path: Path, *, tit
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", fontsize=7)
     figure.suptitle(title, fontsize=8, parse_math=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    with whole_file(path) as aside:
-        figure.savefig(aside, dpi=120)
+    save_figure(figure, path)
 
 
 def _draw(axes: Axes, measured: Measured, colour: str, label: str) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medseg.errors import MedsegError
-from medseg.files import whole_file
+from medseg.evaluation.figures import save_figure
 from medseg.volume import Array
 
 Curve = tuple[Array, Array]
@@ -34,7 +33,7 @@ def draw_roc(
     axes.set_xlabel("1 − specificity")
     axes.set_ylabel("sensitivity")
     _finish(axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_precision_recall(
@@ -55,7 +54,7 @@ def draw_precision_recall(
     axes.set_xlabel("recall (sensitivity)")
     axes.set_ylabel("precision (PPV)")
     _finish(axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(rows: Sequence[str], columns: Sequence[str], counts: Array, path: Path, *, title: str = "") -> None:
@@ -81,7 +80,7 @@ def draw_confusion(rows: Sequence[str], columns: Sequence[str], counts: Array, p
     axes.set_xlabel("called")
     axes.set_ylabel("truth")
     axes.set_title(title, fontsize=8, parse_math=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curves(curves: Mapping[str, Curve], beside: Mapping[str, Curve], title: str) -> tuple[Figure, Axes]:
@@ -103,11 +102,3 @@ def _finish(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     for text in axes.legend(loc="best", fontsize=8).get_texts():
         text.set_parse_math(False)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Whole or not at all; no global state of pyplot is touched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    with whole_file(path) as aside:
-        figure.savefig(aside, dpi=120)

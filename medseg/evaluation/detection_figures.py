@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medseg.errors import MedsegError
 from medseg.evaluation.detection import FROC_RATES
 from medseg.evaluation.detection_summary import Curve
+from medseg.evaluation.figures import save_figure
 from medseg.evaluation.summary import Summary
-from medseg.files import whole_file
 
 
 def draw_froc(
@@ -97,7 +96,4 @@ def _save(figure: Figure, axes: Axes, path: Path) -> None:
     axes.grid(alpha=0.3)
     for text in axes.legend(loc="lower right", fontsize=8).get_texts():
         text.set_parse_math(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    with whole_file(path) as aside:
-        figure.savefig(aside, dpi=120)
+    save_figure(figure, path)

@@ -135,7 +135,7 @@ def draw_metric(cases: Sequence[ScoredCase], path: Path, *, metric: str = "dice"
         axes.set_ylim(-0.02, 1.02)
     axes.grid(axis="y", alpha=0.3)
     axes.set_title(title, fontsize=8, parse_math=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_overlays(overlays: Sequence[Overlay], path: Path, *, title: str = "") -> None:
@@ -166,11 +166,11 @@ def draw_overlays(overlays: Sequence[Overlay], path: Path, *, title: str = "") -
         axes.set_title(overlay.title, fontsize=8, parse_math=False)
         axes.set_axis_off()
     figure.suptitle(f"{title}\ntruth: blue, prediction: orange".strip(), fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Whole or not at all; no global state of pyplot is touched."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all; no global state of pyplot is touched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     with whole_file(path) as aside:

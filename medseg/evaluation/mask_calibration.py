@@ -18,13 +18,13 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from medseg.errors import MedsegError
-from medseg.evaluation.calibration import ALL, Calibration, Forecast, check_row_names, compare
+from medseg.evaluation.calibration import ALL, Calibration, Forecast, check_row_names, compare, reliability
 from medseg.evaluation.temperature import SMALLEST, fit_temperature, logits_of
 from medseg.files import whole_file
 from medseg.structures import LabelTable
@@ -95,8 +95,17 @@ class MaskForecast:
             with np.load(path, allow_pickle=False) as held:
                 drawn = {place: (held[f"{place}_{_PAIR[0]}"], held[f"{place}_{_PAIR[1]}"]) for place in _PLACES}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise MedsegError(f"{path.name}: cannot be read ({error}); evaluate again with overwrite=true") from None
+            raise MedsegError(f"{path.name}: cannot be read ({error}); delete it and evaluate again") from None
         return cls(drawn, patient, temperature)
+
+    def errors(self, labels: LabelTable) -> dict[str, float]:
+        """Label → ECE of its calibrated probability around the lesions of this case alone; NaN where there is no lesion.
+
+        What errs to one side in one case and to the other in the next adds up here and not in `mask_calibration`.
+        """
+        stated, truth = self.drawn[AROUND]
+        after = calibrated_mask(stated, labels, self.temperature)
+        return {name: reliability(after[at], _shown(truth, labels, at)).ece for name, at in _outputs(labels).items()}
 
 
 def calibrated_mask(probabilities: Array, labels: LabelTable, temperature: float) -> Array:
@@ -149,12 +158,14 @@ def mask_calibration(
     """
     check_row_names(labels.targets, tuple(_PLACES))
     found: dict[str, list[_Voxels]] = {place: [] for place in _PLACES}
+    numbers: dict[str, int] = {}  # of the patients: names of a million voxels take long to sort
     scalings = []
     for one in forecasts:
+        patient = numbers.setdefault(one.patient, len(numbers))
         for place, (p, truth) in one.drawn.items():
             # At T = 1 too, as averaged windows may leave a hair more than 1.
             before, after = (calibrated_mask(p, labels, temperature).T for temperature in (1.0, one.temperature))
-            found[place].append(_Voxels(before, after, truth, np.full(len(truth), one.patient)))
+            found[place].append(_Voxels(before, after, truth, np.full(len(truth), patient)))
         scalings.append((one.temperature, 0.0))
     if not scalings:
         raise MedsegError("calibration: expected at least one case to measure, found none")
@@ -166,12 +177,23 @@ def mask_calibration(
         before, after = pooled[place].forecasts(labels, output)
         return compare(before, after, scalings, note=_PLACES[place], samples=samples, seed=seed)
 
-    each = {name: row(AROUND, output) for output, name in enumerate(labels.targets, start=int(labels.exclusive))}
+    each = {name: row(AROUND, output) for name, output in _outputs(labels).items()}
     return {**{place: row(place) for place in _PLACES}, **each}
 
 
+def _outputs(labels: LabelTable) -> dict[str, int]:
+    """Label or region → position of its probability."""
+    return {name: at for at, name in enumerate(labels.targets, start=int(labels.exclusive))}
+
+
+def _shown(truth: Array, labels: LabelTable, output: int) -> Array:
+    """``(n,)`` bool: which voxels have an output, from their truth as of `_drawn`."""
+    shown: Array = truth == output if labels.exclusive else truth[:, output]
+    return shown
+
+
 class _Voxels(NamedTuple):
-    """Voxels as stated before and after ``(n, K)``, their truth as of `_drawn`, and whose they are ``(n,)``."""
+    """Voxels as stated before and after ``(n, K)``, their truth as of `_drawn`, and numbers of their patients ``(n,)``."""
 
     before: Array
     after: Array
@@ -182,7 +204,7 @@ class _Voxels(NamedTuple):
         """Before and after, of one output as a yes or no, else of all together."""
         stated = (self.before, self.after)
         if output is not None:
-            shown = self.truth == output if labels.exclusive else self.truth[:, output]
+            shown = _shown(self.truth, labels, output)
             return [Forecast.of_events(p[:, output], shown, self.patients) for p in stated]
         kind = Forecast.of_likeliest if labels.exclusive else Forecast.of_events
         return [kind(p, self.truth, self.patients) for p in stated]
@@ -203,15 +225,16 @@ def _drawn(
     drawn = {}
     for place in places:
         open_to_it = counts & _around(probabilities, truth, labels) if place == AROUND else counts
-        at = np.flatnonzero(open_to_it)
-        at = random.choice(at, min(voxels, len(at)), replace=False)
+        # Positions of all voxels of a large scan would take a gigabyte.
+        pool: Any = open_to_it.size if open_to_it.all() else np.flatnonzero(open_to_it)
+        at = random.choice(pool, min(voxels, int(np.count_nonzero(open_to_it))), replace=False)
         drawn[place] = flat[:, at].astype(np.float32), _outputs_of(values[at], labels)
     return drawn
 
 
 def _around(probabilities: Array, truth: Array, labels: LabelTable) -> Array:
     """``(*S)`` whether a voxel is near to foreground, true or predicted."""
-    predicted = probabilities.argmax(0) > 0 if labels.exclusive else (probabilities > 0.5).any(0)
+    predicted = probabilities[1:].max(0) > probabilities[0] if labels.exclusive else (probabilities > 0.5).any(0)
     shown = predicted | np.isin(truth, list(labels.names))
     return ndimage.maximum_filter(shown.view(np.uint8), size=2 * MARGIN + 1, mode="constant").view(bool)
 

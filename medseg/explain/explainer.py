@@ -20,6 +20,7 @@ from medseg.explain.layers import Ran, default_layer, layer_members, parameters_
 from medseg.explain.occlusion import occlusion
 from medseg.explain.stitching import Stitching
 from medseg.explain.targets import Target, aims_of, region_on_plan
+from medseg.inference.predictor import check_member
 from medseg.inference.runtime import Precision
 from medseg.model import Model
 from medseg.structures import HeatMap, Prediction
@@ -58,7 +59,7 @@ class Explainer:
         trust: targets of networks that are not built in.
 
     Raises:
-        MedsegError: no model; a method, option or layer that does not exist.
+        MedsegError: no model; members whose plans preprocess differently; a method, option or layer that does not exist.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Explainer:
     ) -> None:
         if not models:
             raise MedsegError("explain: expected at least one model, found none")
+        for other in models[1:]:
+            check_member(models[0], other)
         self.method, self.models, self.plan = method, tuple(models), models[0].plan
         self._options = _checked(method, layer, options or {})
         window_starts((1,), (1,), overlap)  # an impossible overlap is named before any work
@@ -108,7 +111,7 @@ class Explainer:
         dense = [str(aim.target) for aim in aims if aim.target.kind == "label"]
         if dense and self.task.name == "detection":
             raise MedsegError(
-                f"case {prediction.case!r}: cannot explain {', '.join(dense)}: a detector is asked about its boxes, as box=1"
+                f"case {prediction.case!r}: cannot explain {', '.join(dense)}: a detector is asked about its boxes, as box-1"
             )
         array, restoration = preprocess(volume, self.plan)
         found = []
@@ -167,11 +170,12 @@ class Explainer:
         chosen = parameters_from(self._ran, self._members[0].network, down_to)
         models = []
         for model in self.models:
-            weights = dict(model.weights)
+            network = model.network_module(self._how["trust"]).requires_grad_(False)
             for name in chosen:
-                order = torch.from_numpy(rng.permutation(weights[name].numel()))
-                weights[name] = weights[name].flatten()[order].reshape(weights[name].shape)
-            models.append(replace(model, weights=weights))
+                weight = network.get_parameter(name)
+                order = torch.from_numpy(rng.permutation(weight.numel()))
+                weight.copy_(weight.flatten()[order].reshape(weight.shape))
+            models.append(replace(model, weights=network.state_dict()))  # under every name that a weight has
         options = {name: value for name, value in self._options.items() if name != "layers"}
         return Explainer(models, method=self.method, layer=self.layer, options=options, **self._how)
 

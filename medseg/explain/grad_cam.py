@@ -72,7 +72,7 @@ def grad_cam_plus_plus(score: CaseScore, array: Array, *, layers: Sequence[str])
 
 def layer_cam(score: CaseScore, array: Array, *, layers: Sequence[str]) -> Array:
     """Each cell weighted by its own positive gradient (Jiang et al. 2021, eq. 6–8), for layers fine enough to outline."""
-    maps = _Maps(score, array, layers)
+    maps = _Maps(score, array, layers, keep=False)  # each window is looked at once
     total = np.zeros(score.stitching.shape, np.float32)
     for share in score.shares:
         for features, slope in maps.with_gradients(share):
@@ -83,11 +83,11 @@ def layer_cam(score: CaseScore, array: Array, *, layers: Sequence[str]) -> Array
 class _Maps:
     """The feature maps of some layers in every window of a case, ``(K, *cells)`` on the CPU, and their gradients."""
 
-    def __init__(self, score: CaseScore, array: Array, layers: Sequence[str]) -> None:
+    def __init__(self, score: CaseScore, array: Array, layers: Sequence[str], keep: bool = True) -> None:
         self._score, self._array, self._layers = score, array, list(layers)
         self._stitching = score.stitching
         self._kept: dict[tuple[int, ...], list[Tensor]] = {}
-        self._room = KEPT
+        self._room = KEPT if keep else 0
 
     def of(self, lower: tuple[int, ...]) -> list[Tensor]:
         """The maps of a window, float32."""

@@ -12,7 +12,7 @@ tasks by name only, and no network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -28,7 +28,7 @@ from medseg.tiling.windows import cut_window, overlap_slices, window_starts
 from medseg.volume import Array
 
 NEGLIGIBLE = 1e-4
-"""A window with a smaller share of the score is left out: one whose far corner touches the region."""
+"""A window with less than this part of the largest share is left out: one whose far corner touches the region."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +111,10 @@ class Stitching:
         shares = []
         for lower in self.starts:
             on_grid, _ = overlap_slices(lower, self.patch, self.shape)
-            if not (region[on_grid] > 0).any():
-                continue
-            weight = float((self.blend(lower) * self._cut(region, lower)).sum(dtype=np.float64)) / whole
-            if weight > NEGLIGIBLE:
+            if (region[on_grid] > 0).any():
+                weight = float((self.blend(lower) * self._cut(region, lower)).sum(dtype=np.float64)) / whole
                 shares.append(Share(lower, weight, partial(self._weighted, region, lower)))
-        return shares
+        return _telling(shares)
 
     def _weighted(self, region: Array, lower: tuple[int, ...]) -> Array:
         """The largest weight is 1, so that a mean over little weight stays a mean (`tasks.base.spatial_mean`)."""
@@ -133,12 +131,9 @@ class Stitching:
             if all(0 <= at < size for at, size in zip(place, self.patch, strict=True)):
                 weights[lower] = float(gaussian_weight(self.patch)[place])
         whole = sum(weights.values())
-        found = {lower: weight / whole for lower, weight in weights.items()}
-        return [
-            Share(lower, weight, partial(self._boxed, box, lower))
-            for lower, weight in found.items()
-            if weight > NEGLIGIBLE
-        ]
+        return _telling(
+            Share(lower, weight / whole, partial(self._boxed, box, lower)) for lower, weight in weights.items()
+        )
 
     def _box_of(self, region: Array) -> Array:
         """The box around the region, at least a cell of the detector's finest level about its centre: that cell's is inside."""
@@ -155,3 +150,10 @@ class Stitching:
 
     def _cut(self, region: Array, lower: tuple[int, ...]) -> Array:
         return cut_window(np.asarray(region, np.float32)[None], lower, self.patch)[0]
+
+
+def _telling(shares: Iterable[Share]) -> list[Share]:
+    """Without those that are `NEGLIGIBLE`."""
+    shares = list(shares)
+    least = NEGLIGIBLE * max(share.weight for share in shares)
+    return [share for share in shares if share.weight > least]

@@ -17,6 +17,7 @@ import numpy as np
 from medseg.data.lesions import preprocess_lesions
 from medseg.data.preprocess import Restoration
 from medseg.errors import MedsegError, all_at_once
+from medseg.evaluation.classification import called_classes
 from medseg.evaluation.lesions import bounding_box, component_sizes, components
 from medseg.planning.plan import Plan
 from medseg.structures import Boxes, Prediction
@@ -74,10 +75,7 @@ def targets_of(prediction: Prediction) -> list[Target]:
     """What is explained where nobody says: the classes that are called (else the likeliest), the surest boxes, or each label
     that the mask holds. Empty where nothing was found."""
     if prediction.classes:
-        called = [name for name, p in prediction.classes.items() if p >= prediction.thresholds.get(name, np.inf)]
-        return [
-            Target("class", name) for name in called or [max(prediction.classes, key=prediction.classes.__getitem__)]
-        ]
+        return [Target("class", name) for name in _called(prediction)]
     if prediction.findings is not None:
         return [Target("box", str(number)) for number in range(1, min(len(prediction.findings), MOST_BOXES) + 1)]
     sizes = prediction.sizes()
@@ -195,6 +193,13 @@ def _parts(prediction: Prediction) -> list[_Part]:
             sizes = component_sizes(labelled, count)
             found += [_Part(label, window, labelled, n, int(size)) for n, size in enumerate(sizes, 1)]
     return sorted(found, key=lambda part: -part.size)
+
+
+def _called(prediction: Prediction) -> Sequence[str]:
+    """The classes that are called, else the likeliest. Of classes that exclude each other not all have a threshold."""
+    classes, thresholds = prediction.classes, prediction.thresholds
+    called = called_classes(classes, thresholds, exclusive=len(thresholds) < len(classes))
+    return called or [max(classes, key=classes.__getitem__)]
 
 
 def _known(name: str, names: Sequence[str], kind: str, prediction: Prediction) -> str:

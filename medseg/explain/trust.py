@@ -26,7 +26,7 @@ from medseg.explain.baselines import NAMES, baseline_maps
 from medseg.explain.faithfulness import STEPS, Curve, Fill, Probe, Score
 from medseg.explain.pointing import REACH, centre_distance, energy, pointing_hit, surroundings
 from medseg.explain.sanity import rank_correlation, structural_similarity
-from medseg.explain.stability import Attribute, stability
+from medseg.explain.stability import Attribute, Moved, stability
 from medseg.volume import Array
 
 
@@ -37,10 +37,12 @@ class Method:
     Attributes:
         shuffled: stage → the method on the network whose weights are shuffled from the output down to that stage, in this
             order; the last is the network with all weights shuffled. Empty where this is not asked.
+        moved: voxels → the method asked about a target that has moved by so many; None for one that lies nowhere.
     """
 
     attribute: Attribute
     shuffled: Mapping[str, Attribute] = field(default_factory=dict)
+    moved: Moved | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +121,9 @@ def measure(
                 "centre_distance": centre_distance(heat, mask, spacing=spacing),
             }
         if name in methods:
-            figures |= {"stability": stability(image, heat, methods[name].attribute)}
-            figures |= _dependence(image, heat, methods[name].shuffled)
+            method = methods[name]
+            figures |= {"stability": stability(image, heat, method.attribute, method.moved)}
+            figures |= _dependence(image, heat, method.shuffled)
     size = float(mask.sum() * np.prod(spacing if spacing is not None else 1.0)) if mask.any() else np.nan
     return TrustCase(id, patient, target, values, curves, size)
 

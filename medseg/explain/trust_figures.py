@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medseg.errors import MedsegError
+from medseg.evaluation.figures import save_figure
 from medseg.explain.baselines import NAMES
 from medseg.explain.faithfulness import STEPS, Curve
 from medseg.explain.trust import TrustCase
 from medseg.explain.trust_table import AIM, TrustTable
-from medseg.files import whole_file
 from medseg.volume import Array
 
 _PANELS = {
@@ -51,7 +50,7 @@ def draw_curves(cases: Sequence[TrustCase], path: Path, *, title: str = "") -> N
     for text in axes.legend(loc="lower right", fontsize=8).get_texts():
         text.set_parse_math(False)
     figure.suptitle(title, fontsize=8, parse_math=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_trust(table: TrustTable, path: Path, *, title: str = "") -> None:
@@ -88,7 +87,7 @@ def draw_trust(table: TrustTable, path: Path, *, title: str = "") -> None:
     flagged = f"hatched: {'; '.join(sorted({flag for own in table.flags.values() for flag in own}))}"
     shown_flags = flagged if any(table.flags.values()) else ""
     figure.suptitle("\n".join(filter(None, (title, shown_flags))), fontsize=8, parse_math=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _mean_score(curves: Sequence[Curve], share: Array) -> Array:
@@ -100,11 +99,3 @@ def _line(name: str, methods: Sequence[str]) -> dict[str, Any]:
     if name in NAMES:
         return {"label": name, "color": "0.5", "lw": 1, "ls": ("-", "--", "-.", ":")[NAMES.index(name)]}
     return {"label": name, "color": f"C{[m for m in methods if m not in NAMES].index(name) % 10}"}
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Whole or not at all; no global state of pyplot is touched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    with whole_file(path) as aside:
-        figure.savefig(aside, dpi=120)

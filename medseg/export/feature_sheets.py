@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medseg.errors import MedsegError
-from medseg.files import whole_file
+from medseg.evaluation.figures import save_figure
 from medseg.volume import Array
 
 MOST_TILES = 64
@@ -67,7 +66,6 @@ def draw_sheet(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
     columns = min(len(tiles), _COLUMNS)
     rows = -(-len(tiles) // columns)
     figure = Figure(figsize=(max(_INCH * columns, 4.0), (_INCH + 0.25) * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
     for at, tile in enumerate(tiles, start=1):
         axes = figure.add_subplot(rows, columns, at)
         values = np.swapaxes(tile.values, 0, 1)
@@ -82,9 +80,7 @@ def draw_sheet(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
             axes.set_title(f"{tile.title}\n{low:.2g} to {high:.2g}", fontsize=7, parse_math=False)
         axes.set_axis_off()
     figure.suptitle(title, fontsize=8, parse_math=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as aside:
-        figure.savefig(aside, dpi=120, format="png")
+    save_figure(figure, path)
     return path
 
 

@@ -64,16 +64,19 @@ class InputNames:
         return text.replace(str(self.folder), ".")
 
 
-def content_key(case: Case) -> str:
+def content_key(case: Case, *, with_label: bool = False) -> str:
     """A key that changes when the files of a case do: their sizes and samples spread over each, not all of their bytes.
 
     The head of a file holds its identity, its tail the checksum of compressed data.
+
+    Args:
+        with_label: whether the label counts too, as where it says which part of a scan is looked at.
 
     Raises:
         OSError: a file is not there.
     """
     digest = hashlib.sha256()
-    for source in case.images:
+    for source in (*case.images, *([case.label] if with_label and case.label is not None else ())):
         digest.update(f"{source.key} {source.frames}".encode())
         for path in source.distinct_files:
             size = path.stat().st_size

@@ -129,7 +129,7 @@ class Predictor:
         self.model = models[0]
         self.plan = self.model.plan
         for other in models[1:]:
-            _check_member(self.model, other)
+            check_member(self.model, other)
         try:
             self._runtimes = [TorchRuntime(m.network_module(trust), **(runtime or {})) for m in models]
         except TypeError as error:
@@ -205,7 +205,7 @@ class Predictor:
 class Outcome:
     """A prediction on the scan's own grid, the merged output on the grid of ``plan``, and the way from one to the other.
 
-    ``temperature`` makes the probabilities of masks honest; it is 1 for other tasks.
+    ``temperature`` makes the probabilities of masks honest; other tasks have their own calibration and do not look at it.
     """
 
     prediction: Prediction
@@ -231,7 +231,7 @@ def _agreed(options: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return agreed
 
 
-def _check_member(first: Model, other: Model) -> None:
+def check_member(first: Model, other: Model) -> None:
     """Raises MedsegError unless both may be averaged: one preprocessing, patch, task and set of labels."""
     for name, a, b in (
         ("preprocessing", first.plan.preprocessing_key(), other.plan.preprocessing_key()),

@@ -23,7 +23,7 @@ NEARLY_ALL = 95
 def class_cohort(cohort: Cohort, spec: Mapping[str, Any]) -> Cohort:
     """The cases that a classifier can learn from or be scored on; the others become faults of the cohort.
 
-    Without ``region`` masks and boxes are left aside.
+    Without ``region`` masks and boxes are left aside. The classes are sorted, but ``positive`` comes last.
 
     Args:
         spec: of the task.
@@ -39,7 +39,7 @@ def class_cohort(cohort: Cohort, spec: Mapping[str, Any]) -> Cohort:
             faults.append(Fault(case.id, *reason))
         else:
             kept.append(case if by_mask else replace(case, label=None, boxes=None))
-    classes = classes_of(kept)
+    classes = classes_of(kept, several=several)
     if len(classes) < (1 if several else 2):
         found = f"{', '.join(classes) or 'none'} in {len(kept)} of {len(cohort.cases)} cases that can be used"
         raise all_at_once(
@@ -47,12 +47,17 @@ def class_cohort(cohort: Cohort, spec: Mapping[str, Any]) -> Cohort:
             "case in the column class of the table (data.columns={class: <its name>}):",
             [str(fault) for fault in faults[:10]] or ["no case is without a class"],
         )
+    positive = spec.get("positive")
+    if positive is not None:
+        if positive not in classes:
+            raise MedsegError(f"task.positive={positive!r}: expected one of the classes {', '.join(classes)}")
+        classes = (*(name for name in classes if name != positive), positive)
     labels = cohort.labels if by_mask else None
     return replace(cohort, cases=tuple(kept), labels=labels, faults=(*cohort.faults, *faults), classes=classes)
 
 
 def _fault_of(case: Case, several: bool, by_mask: bool) -> tuple[str, str] | None:
-    names = named_classes(case.class_name)
+    names = named_classes(case.class_name, several=several)
     if names is None:
         return "case_without_class", "nobody says its class; fill in the column class, or leave it out with data.skip"
     if not several and len(names) != 1:
@@ -77,23 +82,33 @@ def class_labels(classes: Sequence[str]) -> LabelTable:
     return LabelTable(dict(enumerate(classes, start=1)))
 
 
-def plan_classes(cohort: Cohort, fingerprint: Fingerprint, spec: Mapping[str, Any]) -> ClassPlan:
+def plan_classes(
+    cohort: Cohort, fingerprint: Fingerprint, spec: Mapping[str, Any], orientation: str | None = None
+) -> ClassPlan:
     """What the cases, of `class_cohort`, say of classes and region.
 
     Args:
         fingerprint: of these cases; where a region is wanted, with the lengths of what their masks mark.
         spec: of the task; ``field`` goes before the computed one.
+        orientation: that is wanted of the plan: with ``stored``, the field has its lengths along the axes of the files.
 
     Raises:
         MedsegError: a region is wanted and no mask marks anything, or ``field`` is not one length an axis.
     """
-    shown = [named_classes(case.class_name) or () for case in cohort.cases]
+    several = bool(spec.get("multilabel", False))
+    shown = [named_classes(case.class_name, several=several) or () for case in cohort.cases]
     shares = tuple(sum(name in names for names in shown) / len(shown) for name in cohort.classes)
     why = {"shares": f"of {len(shown)} cases, all folds together"}
     region = None
     if _looks_at_mask(spec) and cohort.labels is not None:
         given = spec.get("field")
-        lengths = np.array([np.max(sizes, axis=0) for case in fingerprint.cases if (sizes := _marked(case.lesions))])
+        lengths = np.array(
+            [
+                np.max(sizes, axis=0)[np.argsort(case.stored) if orientation == "stored" else ...]
+                for case in fingerprint.cases
+                if (sizes := _marked(case.lesions))
+            ]
+        )
         if not len(lengths):
             raise MedsegError("plan: task.region=mask, but no mask marks anything; is data.labels the right folder?")
         if given is not None and len(given) != fingerprint.dimensions:
@@ -109,19 +124,20 @@ def plan_classes(cohort: Cohort, fingerprint: Fingerprint, spec: Mapping[str, An
         raise MedsegError(
             "task.field: is the length of the region around a mask; say task.region=mask, or leave it out"
         )
-    return ClassPlan(shares, bool(spec.get("multilabel", False)), region, why)
+    return ClassPlan(shares, several, region, why)
 
 
 def _marked(lesions: Mapping[str, Sequence[Sequence[float]]]) -> list[Sequence[float]]:
     return [size for sizes in lesions.values() for size in sizes]
 
 
-def seen_by_classifier(fingerprint: Fingerprint, region: Region | None) -> Fingerprint:
-    """The fingerprint of what a classifier is shown: the scans, or the region cut out of each."""
+def seen_by_classifier(fingerprint: Fingerprint, region: Region | None, orientation: str | None = None) -> Fingerprint:
+    """The fingerprint of what a classifier is shown: the scans, or the region cut out of each; see `plan_classes`."""
     if region is None:
         return fingerprint
     cases = []
     for case in fingerprint.cases:
-        shape = tuple(max(1, round(length / s)) for length, s in zip(region.field, case.spacing, strict=True))
+        field = [region.field[axis] for axis in case.stored] if orientation == "stored" else region.field
+        shape = tuple(max(1, round(length / s)) for length, s in zip(field, case.spacing, strict=True))
         cases.append(replace(case, shape=shape, crop=shape))
     return replace(fingerprint, cases=tuple(cases))

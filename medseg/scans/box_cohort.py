@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg.errors import MedsegError, all_at_once
+from medseg.scans.classes import classes_of
 from medseg.scans.find import Found, find
 from medseg.scans.labels import Names, class_names, label_table
 from medseg.scans.matching import is_colour
@@ -76,7 +77,7 @@ def box_cohort(
         reasons = [str(fault) for fault in rest[:20]] or ["all were skipped"]
         raise all_at_once(f"{where}: no case is left to work with:", reasons)
     labels = label_table(class_names(classes, str(where)) if label_names is None else label_names)
-    return Cohort(tuple(kept), tuple(channels or _channels(kept[0])), labels, tuple(rest))
+    return Cohort(tuple(kept), tuple(channels or _channels(kept[0])), labels, tuple(rest), classes_of(kept))
 
 
 def _channels(case: Case) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from medseg.scans.reading import ScanError
 from medseg.structures import Case
@@ -12,17 +14,31 @@ NONE = "none"
 """The cell of a case that shows none of several classes; an empty cell says that nobody knows."""
 
 
-def named_classes(cell: str | None) -> tuple[str, ...] | None:
-    """The names in a cell, each once, in its order; ``()`` for ``none``, None where nothing is said."""
+def named_classes(cell: str | None, *, several: bool = True) -> tuple[str, ...] | None:
+    """The names in a cell, each once, in its order; None where nothing is said.
+
+    Args:
+        several: whether a case may have several classes; then ``none`` stands for ``()``, else it is a name like any other.
+    """
     names = tuple(dict.fromkeys(name for part in (cell or "").split(BETWEEN) if (name := part.strip())))
     if not names:
         return None
-    return () if [name.lower() for name in names] == [NONE] else names
+    return () if several and _is_none(names) else names
 
 
-def classes_of(cases: Iterable[Case]) -> tuple[str, ...]:
-    """Every class that some case has, sorted."""
-    return tuple(sorted({name for case in cases for name in named_classes(case.class_name) or ()}))
+def _is_none(names: Sequence[str]) -> bool:
+    return [name.lower() for name in names] == [NONE]
+
+
+def classes_of(cases: Iterable[Case], *, several: bool = True) -> tuple[str, ...]:
+    """Every class that some case has, sorted; ``several`` as above."""
+    return tuple(sorted({name for case in cases for name in named_classes(case.class_name, several=several) or ()}))
+
+
+def classed_by_folders(cases: Iterable[Case], folder: Path) -> list[Case]:
+    """The cases with the first folder below ``folder`` as their class; one that lies in no such folder has none."""
+    parents = [(case, case.images[0].files[0].relative_to(folder).parts[:-1]) for case in cases]
+    return [replace(case, class_name=names[0] if names else None) for case, names in parents]
 
 
 def true_classes(case: Case, classes: Sequence[str]) -> tuple[str, ...]:
@@ -31,7 +47,9 @@ def true_classes(case: Case, classes: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ScanError: nobody says which, or a name is not among ``classes``.
     """
-    found = named_classes(case.class_name)
+    found = named_classes(case.class_name, several=False)
+    if found is not None and _is_none(found) and found[0] not in classes:
+        found = ()
     if found is None:
         raise ScanError(
             f"case {case.id!r}: expected a class ({', '.join(classes)}), found none. Name it in the column class, or leave the "

@@ -57,7 +57,7 @@ def input_cases(
     Args:
         path: a scan; a folder of scans of any formats, several channels as ``_0000`` … or as DICOM series that the plan's
             channels match; a folder ``images`` beside labels; an MSD or nnU-Net folder (its ``imagesTs``, else
-            ``imagesTr``); a CSV table with a column ``image``; or several of these.
+            ``imagesTr``); a CSV table with a column ``image``; a NumPy archive (`medseg.scans.npz`); or several of these.
         select: which volumes are wanted. What is left out is counted in the log, and is no fault.
 
     Raises:
@@ -78,7 +78,11 @@ def input_cases(
         more, wrong = table_cases(read_table(table, required=("image",)), len(rules), select=select)
         cases += more
         faults += wrong
-    folders = [images_of(p) for p in paths if not is_table(p)]
+    for archive in (p for p in paths if _is_archive(p)):
+        from medseg.scans.npz import npz
+
+        cases += npz(archive, keep_duplicates=True).cases
+    folders = [images_of(p) for p in paths if not is_table(p) and not _is_archive(p)]
     if folders:
         found, unwanted = selected(find(folders), select)
         strangers = sum(fault.kind == NO_SCAN for fault in found.unread)
@@ -119,6 +123,10 @@ def images_of(path: Path) -> Path:
     if (path / "images").is_dir() and any((path / name).is_dir() for name in _LABEL_FOLDERS):
         return path / "images"
     return path
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() == ".npz" and path.is_file()
 
 
 def as_case(entry: Examination) -> Case:
@@ -238,13 +246,17 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def is_flat(source: Source) -> bool:
-    """Whether a source is a picture, as far as its kind and modality say."""
+    """Whether a source is a picture, as far as its kind and modality say; of an archive, as its array says."""
+    if source.kind == "npz":
+        from medseg.scans import npz
+
+        return npz.read_geometry(source).dimensions == 2
     return source.kind == "picture" or (source.kind == "dicom" and source.modality in PICTURES)
 
 
 def _wrong_kind(case: Case, plan: Wanted) -> str:
     flat = [is_flat(source) for source in case.images]
-    if plan.dimensions == 3 and any(flat) and case.images[flat.index(True)].kind == "picture":
+    if plan.dimensions == 3 and any(flat) and case.images[flat.index(True)].kind in ("picture", "npz"):
         return f"{case.images[flat.index(True)].files[0].name} is a picture, the model expects volumes (3D)"
     if plan.dimensions == 2 and not all(flat):
         return f"{case.images[flat.index(False)].files[0].name} is a volume, the model expects pictures (2D)"

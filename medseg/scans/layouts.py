@@ -15,7 +15,7 @@ from typing import Any
 
 from medseg.errors import MedsegError, all_at_once
 from medseg.scans.box_files import box_files, case_names, paired_files
-from medseg.scans.classes import classes_of
+from medseg.scans.classes import classed_by_folders, classes_of
 from medseg.scans.find import LEFT_OUT, Found, FoundSource, find, find_one
 from medseg.scans.inputs import Select, as_case, input_cases, read_json, selected, table_cases
 from medseg.scans.labels import LabelOptions, Names
@@ -47,6 +47,7 @@ def folder(
     skip: Sequence[str] = (),
     table: Path | str | None = None,
     columns: Mapping[str, str] | None = None,
+    class_folders: bool = False,
     label_suffix: str = "",
     annotation_match: str | None = None,
     merge_annotations: bool = False,
@@ -72,6 +73,7 @@ def folder(
         skip: ids of cases to leave out.
         table: a CSV table with a column ``id``; ``patient``, ``class``, ``boxes`` and metadata are taken from it.
         columns: our name → the name in ``table``. An empty cell of ``boxes`` says that there is no lesion.
+        class_folders: whether the first folder below ``images`` is the class of a case; one named in ``table`` goes before.
         label_suffix: what the names of labels end in beside those of images (``"_seg"``).
         annotation_match: a regular expression over kind and path of SEG and RTSTRUCT (``"seg .*reader_1"``): others are left out.
         merge_annotations: whether several SEG (or RTSTRUCT) of one series are painted together; otherwise they are a fault.
@@ -108,7 +110,8 @@ def folder(
     if boxes is not None:
         pairs = _with_boxes(pairs, files, (images, boxes), unwanted)
     left_out = [fault for fault in found.unread if fault.kind == LEFT_OUT]
-    cases, faults = _with_table(pairs.cases, [*pairs.faults, *left_out], pairs.names, table, columns)
+    cases = classed_by_folders(pairs.cases, images) if class_folders else pairs.cases
+    cases, faults = _with_table(cases, [*pairs.faults, *left_out], pairs.names, table, columns)
     options = LabelOptions(label_names, ignore, regions, paint, label_match)
     return _cohort(
         cases, faults, options, [rule.name for rule in rules] if rules else None, skip, str(images), progress
@@ -403,7 +406,7 @@ def _with_table(
             replace(
                 case,
                 patient=row.get("patient") or case.patient,
-                class_name=row.get("class") or None,
+                class_name=row.get("class") or case.class_name,
                 boxes=boxes if case.boxes is None else case.boxes,
                 metadata=row.metadata,
             )

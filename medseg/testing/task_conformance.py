@@ -1,38 +1,39 @@
-"""`check_task`: whether a task with dense output keeps the contract of `medseg.tasks.base`, told to its author in words.
+"""`check_task`: whether a task of dense output or of classes keeps the contract of `medseg.tasks.base`, told in words.
 
-It draws small masks of blocks, lets the task score, merge and decode outputs that are right, wrong and random, and compares.
-It runs no network and reads no file. What output is right for a mask, the caller says where the task is not a dense one.
+It draws small masks of blocks, or a case of each class, lets the task score, merge and decode outputs that are right, wrong and
+random, and compares. It runs no network and reads no file. What output is right for a mask, the caller may say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from medseg.data.preprocess import Restoration
 from medseg.data.store import StoredCase
-from medseg.errors import MedsegError
+from medseg.planning.classification import CLASSIFICATION
 from medseg.structures import LabelTable, Prediction
-from medseg.tasks.base import Batch, Task
+from medseg.tasks.base import Task
+from medseg.testing.class_conformance import ClassCheck
+from medseg.testing.task_check import TaskCheck
 from medseg.tiling.windows import cut_window, window_starts
-from medseg.volume import Array, Geometry, Reorientation, reorientation_to
+from medseg.volume import Array, Geometry, reorientation_to
 
 Ideal = Callable[[Tensor], Tensor]
-"""Masks ``(B, 1, *S)`` int16 → the network output ``(B, C, *S)`` that says exactly this."""
+"""Masks ``(B, 1, *S)`` int16 → the network output ``(B, C, *S)`` that says it; or classes ``(B, K)`` of 0 and 1 → logits."""
 
 
 def check_task(task: Task, *, dimensions: Sequence[int] = (2, 3), ideal: Ideal | None = None, seed: int = 0) -> None:
     """Prove that a task can be trained, validated and used for prediction.
 
     Args:
-        task: the task, with its labels and loss.
+        task: the task, with its labels and loss. One that is called ``classification`` answers once a case, any other densely.
         dimensions: those that the task has.
-        ideal: the output that a perfect network gives; by default logits of ±10 for each of ``task.labels.outputs``.
+        ideal: the output that a perfect network gives; by default logits of ±10 for each of ``task.labels.outputs``, or classes.
         seed: of the masks that are drawn.
 
     Raises:
@@ -41,94 +42,64 @@ def check_task(task: Task, *, dimensions: Sequence[int] = (2, 3), ideal: Ideal |
     with torch.random.fork_rng(devices=[]):
         for dimension in dimensions:
             torch.manual_seed(seed)
-            _Check(task, dimension, ideal or (lambda label: _dense_ideal(task.labels, label)), seed).run()
+            if task.name == CLASSIFICATION:
+                ClassCheck(task, dimension, ideal or (lambda shown: 20 * shown - 10)).run()
+            else:
+                _DenseCheck(task, dimension, ideal or (lambda label: _dense_ideal(task.labels, label)), seed).run()
 
 
-class _Check:
-    """One task in one dimension, on masks in which every label occurs."""
+class _DenseCheck(TaskCheck):
+    """One dense task in one dimension, on masks in which every label occurs."""
 
     def __init__(self, task: Task, dimensions: int, ideal: Ideal, seed: int) -> None:
-        self.task, self.dimensions, self.ideal = task, dimensions, ideal
-        self.shape = (16, 12, 8)[:dimensions]
+        super().__init__(task, dimensions)
+        self.ideal = ideal
         self.label = torch.stack([_mask(task.labels, self.shape, seed + i) for i in range(2)])[:, None]
-        self.batch: Batch = {"image": torch.randn(2, 1, *self.shape), "label": self.label, "case": ["a", "b"]}
+        self.batch = {"image": torch.randn(2, 1, *self.shape), "label": self.label, "case": ["a", "b"]}
 
     def run(self) -> None:
-        name, labels, channels = self.task.name, self.task.labels, self.task.out_channels
-        self._expect(isinstance(name, str) and bool(name), "task.name is a word", repr(name))
-        self._expect(isinstance(labels, LabelTable), "task.labels is a LabelTable", type(labels).__name__)
-        self._expect(isinstance(channels, int) and channels > 0, "task.out_channels counts channels", repr(channels))
+        self.check_names()
         perfect = self.ideal(self.label)
-        shape = (2, channels, *self.shape)
-        self._expect(tuple(perfect.shape) == shape, f"the ideal output has shape {shape}", tuple(perfect.shape))
+        shape = (2, self.task.out_channels, *self.shape)
+        self.expect(tuple(perfect.shape) == shape, f"the ideal output has shape {shape}", tuple(perfect.shape))
         self._check_loss(perfect)
         self._check_score(perfect)
         answers = np.asarray(self.task.combine([(perfect, ())]))
         same = answers.shape[0] == 2 and tuple(answers.shape[2:]) == self.shape and bool(np.isfinite(answers).all())
-        self._expect(same, "combine gives a finite answer a window, of its size", answers.shape)
+        self.expect(same, "combine gives a finite answer a window, of its size", answers.shape)
         mirrored = np.asarray(self.task.combine([(perfect, ()), (perfect.flip(2), (2,))]))
-        self._expect(np.allclose(mirrored, answers, atol=1e-5), "combine mirrors back what it merges", "another answer")
-        self._check_target()
+        self.expect(np.allclose(mirrored, answers, atol=1e-5), "combine mirrors back what it merges", "another answer")
+        self.target(self._case(0), self.label[0].numpy())
         self._check_merging(answers[0])
         self._check_decoding(answers[0])
-        self._check_metrics(answers)
+        self.check_score_of_metrics(self._score_of(answers), self._score_of(answers[::-1]))
         self._check_crops()
-
-    def _expect(self, kept: bool, expected: str, found: object) -> None:
-        if not kept:
-            raise MedsegError(f"task {self.task.name} in {self.dimensions}D: expected that {expected}; found {found}")
-
-    def _loss(self, output: Any) -> dict[str, Tensor]:
-        terms = self.task.loss(output, dict(self.batch))
-        named = isinstance(terms, dict) and bool(terms) and all(isinstance(name, str) for name in terms)
-        self._expect(named, "loss returns scalars by name", repr(terms))
-        scalars = all(isinstance(v, Tensor) and v.ndim == 0 and bool(v.isfinite()) for v in terms.values())
-        self._expect(scalars, "every term of the loss is a finite scalar tensor", repr(terms))
-        return terms
-
-    def _total(self, output: Any) -> float:
-        with torch.no_grad():
-            return float(torch.stack(list(self._loss(output).values())).sum())
 
     def _check_loss(self, perfect: Tensor) -> None:
         """Finite, with gradient, smaller for what is right, the same whatever stands in ignored voxels."""
         output = torch.randn(perfect.shape, requires_grad=True)
         coarse = torch.randn(*perfect.shape[:2], *(n // 2 for n in self.shape), requires_grad=True)
-        torch.stack(list(self._loss([output, coarse]).values())).sum().backward()
+        torch.stack(list(self.loss([output, coarse]).values())).sum().backward()
         levels = [level.grad is not None and bool(level.grad.isfinite().all()) for level in (output, coarse)]
         reached = all(levels) and output.grad is not None and bool(output.grad.abs().sum() > 0)
-        self._expect(reached, "a finite gradient reaches the levels of the output", f"{levels}, or zero")
-        found = self._total(perfect), self._total(torch.randn(perfect.shape))
-        self._expect(found[0] < found[1], "a perfect output loses less than a random one", f"{found[0]} and {found[1]}")
+        self.expect(reached, "a finite gradient reaches the levels of the output", f"{levels}, or zero")
+        self.check_total(perfect)
         ignored = self.label == (self.task.labels.ignore if self.task.labels.ignore is not None else -1)
         random = torch.randn(perfect.shape)
-        found = self._total(random), self._total(torch.where(ignored, 5 * torch.randn(perfect.shape), random))
+        found = self.total(random), self.total(torch.where(ignored, 5 * torch.randn(perfect.shape), random))
         same = abs(found[0] - found[1]) <= 1e-5 * max(1.0, abs(found[0]))
-        self._expect(same, "ignored voxels do not change the loss", f"{found[0]} and {found[1]}")
-
-    def _check_target(self) -> None:
-        """What a crop is compared with are named values, tensors or anything that may be listed."""
-        label = self.label[0].numpy()
-        target = self.task.target(self._case(0), label, self.shape, lambda boxes: boxes)
-        named = isinstance(target, dict) and bool(target) and all(isinstance(name, str) for name in target)
-        self._expect(named and not set(target) & {"image", "case"}, "target returns values by name", repr(target))
+        self.expect(same, "ignored voxels do not change the loss", f"{found[0]} and {found[1]}")
 
     def _check_score(self, perfect: Tensor) -> None:
         region = torch.zeros(2, 1, *self.shape)
         region[:, :, :4] = 1
         for target in self.task.labels.targets:
             for part in (None, region):
-                output = perfect.clone().requires_grad_()
-                evidence = self.task.score(output, target, part)
-                self._expect(tuple(evidence.shape) == (2,), "score has shape (B,)", tuple(evidence.shape))
-                (gradient,) = torch.autograd.grad(evidence.sum(), output)
-                self._expect(bool(gradient.abs().sum() > 0), f"score of {target!r} has a gradient", "none")
+                self.score(perfect, target, part)
 
     def _check_merging(self, activated: Array) -> None:
         """Windows cut from a whole merge back into it, in whatever order they come."""
-        whole = self.task.merger(self.shape, self.shape)
-        whole.add(activated, (0,) * self.dimensions)
-        expected = whole.result()
+        expected = self.merged(activated)
         patch = tuple(n // 2 for n in self.shape)
         for order in (1, -1):
             merger = self.task.merger(self.shape, patch)
@@ -138,71 +109,38 @@ class _Check:
             if isinstance(expected, np.ndarray):
                 same = found.shape == expected.shape and np.allclose(found, expected, atol=1e-3)
             else:
-                same = _equal(self._decode(found), self._decode(expected))
-            self._expect(same, "windows merge into the same result as the whole", "another")
-
-    def _decode(self, merged: Any, codes: str = "RAS") -> Prediction:
-        """Decode onto a scan stored along ``codes``, whose voxels are those of the plan's grid."""
-        plan_grid = Geometry.from_spacing(self.shape, (1.0,) * self.dimensions)
-        turn = reorientation_to(plan_grid, codes) if self.dimensions == 3 else None
-        scan = plan_grid if turn is None else turn.apply_to_geometry(plan_grid)
-        back = reorientation_to(scan, "RAS") if self.dimensions == 3 else Reorientation((0, 1), (False, False))
-        restoration = Restoration(scan, back, (0,) * self.dimensions, self.shape, self.shape)
-        found = self.task.decode("a", merged, restoration, {})
-        self._expect(isinstance(found, Prediction), "decode returns a Prediction", type(found).__name__)
-        self._expect(found.case == "a", "the prediction names its case 'a'", found.case)
-        on_grid = found.geometry.matches(scan)
-        self._expect(on_grid, f"the prediction lies on the scan's grid {scan.describe()}", found.geometry.describe())
-        return found
-
-    def _merged(self, activated: Array) -> Any:
-        merger = self.task.merger(self.shape, self.shape)
-        merger.add(activated, (0,) * self.dimensions)
-        return merger.result()
+                same = _equal(self.decode(found), self.decode(expected))
+            self.expect(same, "windows merge into the same result as the whole", "another")
 
     def _check_decoding(self, activated: Array) -> None:
         truth = self.label[0, 0].numpy()
         for codes in ("RAS", "PIL") if self.dimensions == 3 else ("",):
-            found = self._decode(self._merged(activated), codes)
-            something = found.mask is not None or found.boxes is not None or bool(found.classes)
-            self._expect(something, "a prediction holds a mask, boxes or classes", "none")
+            found = self.decode(self.merged(activated), codes)
+            something = found.mask is not None or found.boxes is not None
+            self.expect(something, "a prediction holds a mask or boxes", "none")
             if found.mask is None:
                 continue
             grid = Geometry.from_spacing(self.shape, (1.0,) * self.dimensions)
             stored = reorientation_to(grid, codes).apply(truth) if codes else truth
             apart = _differing(self.task.labels, found.mask, stored)
-            self._expect(not apart, f"a perfect output decodes to the mask it says (stored {codes})", f"{apart} others")
+            self.expect(not apart, f"a perfect output decodes to the mask it says (stored {codes})", f"{apart} others")
 
-    def _check_metrics(self, activated: Array) -> None:
-        """The score of what is right is finite and larger than that of the other case's output."""
-        scores = []
-        for outputs in (activated, activated[::-1].copy()):
-            metrics = self.task.metrics()
-            for number, output in enumerate(outputs):
-                metrics.update(self._merged(output), self._case(number))
-            figures = metrics.compute()
-            score = figures.get("score")
-            self._expect(score is not None and bool(np.isfinite(score)), "metrics have a finite 'score'", figures)
-            scores.append(float(figures["score"]))
-        self._expect(scores[0] > scores[1], "the score of a perfect output is larger than of a wrong one", scores)
+    def _score_of(self, outputs: Array) -> float | None:
+        metrics = self.task.metrics()
+        for number, output in enumerate(outputs):
+            metrics.update(self.merged(output.copy()), self._case(number))
+        return metrics.compute().get("score")
 
     def _check_crops(self) -> None:
         """Crops follow from the generator, touch the case, and hold something to find where that is asked for."""
         case, label, targets = self._case(0), self.label[0, 0].numpy(), self.task.labels.targets
-        patch = (4,) * self.dimensions
         for seed in range(16):
-            lower, again = (self.task.crop(case, patch, True, np.random.default_rng(seed)) for _ in range(2))
-            self._expect(len(lower) == self.dimensions, "a crop has one start an axis", lower)
-            self._expect(lower == again, "a crop follows from the generator", f"{lower} and {again}")
-            touches = all(low < n and low + p > 0 for low, p, n in zip(lower, patch, self.shape, strict=True))
-            self._expect(touches, "a crop touches the case", f"{lower} of {self.shape}")
-            upper = [low + p for low, p in zip(lower, patch, strict=True)]
+            lower = self.crop(case, 4, seed)
+            upper = [low + 4 for low in lower]
             inside = np.isin(_window(label, lower, upper), [v for values in targets.values() for v in values])
-            self._expect(bool(inside.any()), "a foreground crop holds a labelled voxel", f"none from {lower}")
+            self.expect(bool(inside.any()), "a foreground crop holds a labelled voxel", f"none from {lower}")
             anywhere = self.task.crop(case, (64,) * self.dimensions, False, np.random.default_rng(seed))
-            self._expect(
-                len(anywhere) == self.dimensions, "a crop larger than the case has one start an axis", anywhere
-            )
+            self.expect(len(anywhere) == self.dimensions, "a crop larger than the case has one start an axis", anywhere)
 
     def _case(self, number: int) -> StoredCase:
         """One of the masks with the face of a stored case."""

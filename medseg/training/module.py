@@ -50,7 +50,7 @@ class TrainingModule(pl.LightningModule):
         self.task = task
         self.plan = plan
         self.total_steps = total_steps
-        self.averaged = AveragedModel(network, multi_avg_fn=_average(ema)) if ema else None
+        self.averaged = AveragedModel(network, multi_avg_fn=_average(ema), use_buffers=True) if ema else None
         if self.averaged is not None:
             self.averaged.requires_grad_(False)
         self._optimization = optimization
@@ -140,12 +140,18 @@ class TrainingModule(pl.LightningModule):
 
 
 def _average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Exponential average whose memory grows from 10 steps to 1 / (1 − decay), so that early weights are forgotten."""
+    """Exponential average whose memory grows from 10 steps to 1 / (1 − decay), so that early weights are forgotten.
+
+    Running figures of batch norm are averaged like weights, whose figures they are; whole numbers are copied.
+    """
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         n = float(count)
-        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
+        if averaged[0].is_floating_point():  # all of a call have one type
+            torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
+        else:
+            torch._foreach_copy_(averaged, current)
 
     return update
 

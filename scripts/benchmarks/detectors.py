@@ -335,7 +335,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="of each training (default 10)")
     parser.add_argument("--folds", type=_numbers, default=[0, 1, 2, 3, 4], help="default 0,1,2,3,4")
     parser.add_argument("--out", type=Path, required=True, help="a folder; the same command goes on with it")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def _numbers(text: str) -> list[int]:

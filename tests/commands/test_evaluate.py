@@ -16,12 +16,17 @@ import pytest
 from PIL import Image
 
 from medseg.commands.evaluate import evaluate
+from medseg.commands.score_masks import VOXELS, MaskScoring
+from medseg.commands.scoring import Data
+from medseg.data.preprocess import preprocess
 from medseg.data.splits import Split, Splits
 from medseg.errors import MedsegError, SomeFailed
-from medseg.inference.predictor import Predictor
+from medseg.evaluation.mask_calibration import MaskForecast
+from medseg.inference.predictor import Outcome, Predictor
 from medseg.model import save_model
+from medseg.scans import read_case
 from medseg.scans.names import stem
-from medseg.structures import Case, Cohort, LabelTable, Source
+from medseg.structures import Case, Cohort, LabelTable, Prediction, Source
 from medseg.volume import Array
 from tests.tiny import LABELS, POINTWISE, threshold_model, tiny_plan, write_nifti
 
@@ -263,16 +268,84 @@ def test_running_again_predicts_nothing_anew(
     assert predicted == ["case_1"]
 
 
+def test_calibration_follows_the_labels_as_they_are_mended(
+    cohort: Cohort, splits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is true of the voxels that are kept is read anew, of a label that could not be read and of one that was wrong."""
+
+    def honesty() -> tuple[int, float]:
+        row = json.loads((tmp_path / "out" / "calibration.json").read_text())["all"]
+        return row["n_patients"], row["ece_after"]
+
+    fold, label = run_folder(tmp_path / "run", splits), tmp_path / "labels" / "case_1.nii.gz"
+    whole = label.read_bytes()
+    label.write_bytes(whole[:60])
+    with pytest.raises(SomeFailed, match=r"(?s)1 of 2 cases.*case_1"):
+        run(cohort, tmp_path / "out", model=fold)
+    assert honesty()[0] == 1
+    predicted = []
+    original = Predictor.outcome
+    monkeypatch.setattr(Predictor, "outcome", lambda s, v, case: predicted.append(case) or original(s, v, case))
+    write_nifti(label, np.roll(truth_of(1), 5, axis=0), AFFINE)
+    run(cohort, tmp_path / "out", model=fold)
+    assert predicted == ["case_1"] and honesty()[0] == 2
+    wrong = honesty()[1]
+    label.write_bytes(whole)
+    run(cohort, tmp_path / "out", model=fold)
+    assert predicted == ["case_1", "case_1"] and honesty()[1] < wrong
+
+
+def test_each_case_of_a_model_has_a_calibration_error_a_label(cohort: Cohort, splits: Path, tmp_path: Path) -> None:
+    summary = run(cohort, tmp_path / "out", model=run_folder(tmp_path / "run", splits))
+    errors = {(row["id"], row["label"]): row["value"] for row in rows(tmp_path / "out") if row["metric"] == "ece"}
+    assert sorted(errors) == [("case_0", "lesion"), ("case_0", "liver"), ("case_1", "lesion"), ("case_1", "liver")]
+    assert errors["case_0", "lesion"] == ""  # neither there nor predicted
+    assert float(errors["case_1", "lesion"]) > float(errors["case_1", "liver"])  # sure that there is none
+    found = MaskForecast.load(tmp_path / "out" / "predictions" / "case_1" / VOXELS, "").errors(LABELS)
+    assert float(errors["case_1", "lesion"]) == pytest.approx(found["lesion"], rel=1e-5)
+    assert summary["ece"]["lesion"]["value"] == pytest.approx(found["lesion"])
+
+
+def test_regions_are_calibrated_in_the_order_of_the_data(tmp_path: Path) -> None:
+    """The data list them the other way round than the model."""
+    theirs = LabelTable({1: "edema", 2: "core"}, regions={"whole": (1, 2), "inner": (2,)}, paint=(1, 2))
+    mine = replace(theirs, regions=dict(reversed(theirs.regions.items())), paint=(2, 1))
+    truth = np.zeros((8, 8, 8), np.uint8)
+    truth[2:6, 2:6, 2:6], truth[3:5, 3:5, 3:5] = 1, 2
+    image = write_nifti(tmp_path / "a.nii.gz", truth.astype(np.float32), np.eye(4))
+    label = write_nifti(tmp_path / "b.nii.gz", truth, np.eye(4))
+    case = Case("a", (Source("nifti", (image,)),), Source("nifti", (label,)))
+    volume, plan = read_case(case), tiny_plan(labels=theirs)
+    stated = np.stack([truth > 0, truth > 1]).astype(np.float32)  # never wrong
+    said = Outcome(Prediction("a", volume.geometry, theirs, mask=truth), stated, preprocess(volume, plan)[1], plan)
+    (tmp_path / "of_a").mkdir()
+    MaskScoring(Data(mine, ("MRI",), "test", {}), 1.0).write_prediction(said, case, tmp_path / "of_a")
+    errors = MaskForecast.load(tmp_path / "of_a" / VOXELS, "").errors(mine)
+    assert errors == {"inner": pytest.approx(0, abs=1e-5), "whole": pytest.approx(0, abs=1e-5)}
+
+
+def test_labels_that_are_called_like_rows_of_the_calibration_are_refused_before_any_work(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    labels = LabelTable({1: "liver", 3: "around"})
+    save_model(threshold_model(tiny_plan(labels=labels)), tmp_path / "model")
+    with pytest.raises(MedsegError, match="'around' names a row of calibration.json"):
+        run(replace(cohort, labels=labels), tmp_path / "out", model=tmp_path / "model", split="all")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_made_with_another_model_is_refused_and_replaced_on_demand(
     cohort: Cohort, splits: Path, tmp_path: Path
 ) -> None:
     run(cohort, tmp_path / "out", model=run_folder(tmp_path / "run", splits))
+    (tmp_path / "out" / "audit.json").write_text("{}")
     other = run_folder(tmp_path / "other", splits, at=100.0)
     before = (tmp_path / "out" / "cases.csv").read_bytes()
     with pytest.raises(MedsegError, match="other models"):
         run(cohort, tmp_path / "out", model=other)
     assert (tmp_path / "out" / "cases.csv").read_bytes() == before
     assert run(cohort, tmp_path / "out", model=other, overwrite=True)["dice"]["liver"]["value"] == 0
+    assert not (tmp_path / "out" / "audit.json").exists()  # it was of the other model
     (tmp_path / "out" / "evaluation.json").unlink()
     with pytest.raises(MedsegError, match="no evaluation.json explains"):
         run(cohort, tmp_path / "out", model=other)

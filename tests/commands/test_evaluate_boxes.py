@@ -291,7 +291,7 @@ def test_components_of_a_segmentation_model_are_scored_as_boxes(
     assert "no working point was given" in summary["precision"]["liver"]["note"]
     assert caplog.text.count("NOT TO BE REPORTED") == 1
     folder = tmp_path / "out" / "predictions" / "case_2"
-    assert sorted(path.name for path in folder.iterdir()) == ["boxes.json", "mask.nii.gz"]
+    assert sorted(path.name for path in folder.iterdir()) == ["boxes.json", "mask.nii.gz", "slices.png"]
     masks = run(cohort, tmp_path / "masks", model=fold)
     assert masks["dice"]["liver"]["value"] > 0.5 and "ap_50" not in masks
 

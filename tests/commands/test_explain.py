@@ -110,7 +110,9 @@ def test_a_half_written_result_folder_is_finished_as_it_was_begun(model, scans, 
     (output / "a" / "heatmaps.json").unlink()
     (output / "a" / "heatmap_label-liver.nii.gz").write_bytes(b"half")
     (output / "b" / "mask.nii.gz").unlink()
+    (output / "b" / ".part-7-heatmap_label-liver.nii.gz").write_bytes(b"killed")
     run(model, scans, output)
+    assert not list(output.rglob(".part-*"))
     for name in ("a", "b"):
         assert (values(output / name, "label-liver") > 0).any()
         assert (output / name / "mask.nii.gz").is_file()
@@ -137,6 +139,9 @@ def test_maps_made_in_another_way_are_refused_unless_overwritten(model, scans, t
         run(model, scans, output, saliency=other)
     assert caught.value.exit_status == 2
     masks = {path: path.stat().st_mtime_ns for path in output.rglob("mask.nii.gz")}
+    with pytest.raises(MedsegError, match="none of the 2 cases"):
+        run(model, scans, output, saliency={**other, "targets": ["lesion-999"]}, overwrite=True)
+    assert "heatmap_lesion-1.nii.gz" in files(output / "a")  # nothing is lost for a map that cannot be made
     run(model, scans, output, saliency=other, overwrite=True)
     assert index(output / "a")["made"]["method"] == "smooth_grad"
     assert "heatmap_lesion-1.nii.gz" not in files(output / "a")
@@ -164,7 +169,7 @@ def test_results_of_another_model_are_refused_unless_overwritten(model, scans, t
         ({"method": "grad_cma"}, r"method 'grad_cma'; expected one of layer_cam"),
         ({"method": "smooth_grad", "sample": 3}, r"smooth_grad has no option sample; it has samples, noise, seed"),
         ({"layer": "encoder"}, r"gradient looks at the input and takes no layer"),
-        ({"method": None}, r"saliency=none: expected a method"),
+        ({"method": None}, r"explain=none: expected a method"),
     ],
 )
 def test_what_the_model_or_a_method_does_not_have_is_said_before_any_work(saliency, message, model, scans, tmp_path):
@@ -317,7 +322,7 @@ def test_features_are_sheets_of_the_first_case(scans, tmp_path, monkeypatch):
 
 def test_every_method_has_a_configuration_with_its_options_and_their_defaults():
     given = {}
-    for path in (conf_dir() / "saliency").glob("*.yaml"):
+    for path in (conf_dir() / "explain").glob("*.yaml"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert {values.pop("method"), values.pop("layer"), str(values.pop("targets"))} <= {path.stem, None, "[]"}
         given[path.stem] = values

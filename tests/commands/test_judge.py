@@ -15,8 +15,10 @@ from PIL import Image
 from medseg.commands.judge import judge, true_region
 from medseg.errors import MedsegError, SomeFailed
 from medseg.model import save_model
-from medseg.structures import Case, Cohort, as_source
+from medseg.planning.classes import ClassPlan
+from medseg.structures import Case, Cohort, LabelTable, as_source
 from medseg.volume import Geometry
+from tests.explain.nets import POOLED, model_of, plan_2d
 from tests.tiny import LABELS, POINTWISE, threshold_model, tiny_plan
 
 CPU = {"device": "cpu", "precision": "float32"}
@@ -51,7 +53,14 @@ def run(model: Path, listed: list[Case], output: Path, **options: Any) -> Any:
     given = {"saliency": {"method": "gradient"}, "split": "all", "bootstrap": 0, **options}
     cohort = Cohort(tuple(listed), ("MRI",), LABELS)
     return judge(
-        model=model, cohort=cohort, output=output, runtime=CPU, mirror=False, trust=[POINTWISE], progress=False, **given
+        model=model,
+        cohort=cohort,
+        output=output,
+        runtime=CPU,
+        mirror=False,
+        trust=[POINTWISE, POOLED],
+        progress=False,
+        **given,
     )
 
 
@@ -67,6 +76,20 @@ def test_a_map_that_lies_in_the_lesion_is_told_from_maps_that_know_nothing(model
     assert {row["id"] for row in rows} == {"a", "bb"}
     assert {row["target"] for row in rows} == {"label-liver"}
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {"trust.png", "trust_curves.png"}
+
+
+def test_a_classifier_is_judged_by_what_the_masks_of_its_cases_mark(tmp_path):
+    labels = LabelTable({1: "benign", 2: "malignant"})
+    plan = plan_2d(SIDE, task="classification", labels=labels, classes=ClassPlan((0.5, 0.5)), spacing=(1.0, 1.0))
+    brighter_is_worse = {"features.0.weight": [1, -1], "last.weight": [0, 1, 3, 0]}
+    weights = {"features.0.bias": [0, 0], "last.bias": [0, 0], **brighter_is_worse}
+    save_model(model_of(POOLED, plan, "classification", weights=weights), tmp_path / "classes")
+    listed = case(tmp_path, "a", class_name="malignant")
+    table = run(tmp_path / "classes", [listed], tmp_path / "out", saliency={"method": "layer_cam", "layer": "features"})
+    image = np.asarray(Image.open(listed.images[0].files[0]), float).T
+    assert table.estimates["layer_cam"]["energy_inside"].value == pytest.approx(image[SQUARE].sum() / image.sum())
+    rows = list(csv.DictReader((tmp_path / "out" / "trust.csv").open(newline="")))
+    assert {row["target"] for row in rows} == {"class-malignant"}
 
 
 def test_several_methods_are_judged_side_by_side_and_cases_are_thinned_evenly(model, tmp_path):

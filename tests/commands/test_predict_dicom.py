@@ -12,10 +12,12 @@ import pytest
 
 from medseg.commands.predict import predict
 from medseg.errors import MedsegError, SomeFailed
-from medseg.model import save_model
+from medseg.model import Model, save_model
+from medseg.networks import build_network
+from medseg.planning.classes import ClassPlan, Region
 from medseg.scans import read_mask
 from medseg.scans.find import find
-from medseg.structures import as_source
+from medseg.structures import LabelTable, as_source
 from medseg.volume import Geometry
 from tests.dicom_factory import affine_of, write_series
 from tests.tiny import POINTWISE, noise, threshold_model, tiny_plan, write_nifti
@@ -116,3 +118,16 @@ def test_a_damaged_series_leaves_the_other_one_whole(model: Path, scans: Path, t
         run(model, scans, tmp_path / "out")
     body = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [case for case, record in body["cases"].items() if record["status"] == "failed"] == [found.id]
+
+
+def test_a_classifier_of_regions_writes_no_objects_and_says_so_before_any_work(tmp_path: Path, scans: Path) -> None:
+    classes = ClassPlan((0.5, 0.5), region=Region(LabelTable({1: "nodule"}), (8.0, 8.0, 8.0)))
+    plan = tiny_plan(task="classification", labels=LabelTable({1: "benign", 2: "malignant"}), classes=classes)
+    network = {"_target_": "medseg.networks.classifier.encoder_classifier"}
+    weights = build_network(network, plan, 2).state_dict()
+    save_model(
+        Model(plan=plan, task={"name": "classification"}, network=network, weights=weights), tmp_path / "regions"
+    )
+    with pytest.raises(MedsegError, match="looks at a part of each scan"):
+        run(tmp_path / "regions", scans, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

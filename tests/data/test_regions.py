@@ -93,6 +93,14 @@ def test_a_stored_case_is_the_region_with_its_class_and_a_mended_class_is_seen(t
     assert mended.file == stored.file
 
 
+def test_of_two_marks_that_lie_apart_the_larger_is_in_the_middle(tmp_path: Path) -> None:
+    mask = np.zeros((12, 12, 12), np.uint8)
+    mask[1:4, 1:4, 1:4] = 1
+    mask[10, 10, 10] = 1
+    found = read_planned(_case(tmp_path, mask), _plan(Region(MARKS, (3.0, 3.0, 3.0))))
+    np.testing.assert_allclose(found.geometry.to_world((0, 0, 0)), (1.0, 1.0, 1.0))
+
+
 def test_without_region_the_whole_scan_is_read(tmp_path: Path) -> None:
     assert read_planned(_case(tmp_path, None), _plan()).geometry.shape == (12, 12, 12)
 

@@ -56,6 +56,11 @@ def test_a_table_of_other_cases_is_refused(tmp_path: Path) -> None:
 
 def test_half_an_evaluation_is_refused(tmp_path: Path) -> None:
     folder = written(tmp_path, scored("a"))
+    (folder / "evaluation.json").write_text('{"complete": true}', encoding="utf-8")
+    assert len(read_cases(folder)) == 1
+    (folder / "evaluation.json").write_text('{"complete": false}', encoding="utf-8")
+    with pytest.raises(MedsegError, match="it did not end"):
+        read_cases(folder)
     (folder / "summary.json").unlink()
     with pytest.raises(MedsegError, match=r"found no summary.json.*half of one"):
         read_cases(folder)

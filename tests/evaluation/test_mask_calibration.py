@@ -87,6 +87,28 @@ def test_the_surroundings_are_drawn_uniformly() -> None:
     assert found["around"].after.ece.value == pytest.approx(abs(0.9 - 10 / 11), abs=1e-6)
 
 
+def test_the_error_of_a_case_is_that_of_each_label_around_its_lesions_as_the_model_states_it() -> None:
+    """One voxel of eleven is true, and all are stated at 0.1; with T = 2 the odds of one to nine become one to three."""
+    truth = np.zeros((41, 1), int)
+    truth[20] = 1
+    probabilities, dot = np.stack([np.full((41, 1), 0.9), np.full((41, 1), 0.1)]), LabelTable({1: "dot"})
+    for temperature, stated in ((1.0, 0.1), (2.0, 0.25)):
+        forecast = MaskForecast.draw(probabilities, truth, dot, "a", temperature)
+        assert forecast.errors(dot) == {"dot": pytest.approx(abs(stated - 1 / 11), abs=1e-6)}
+    inner = np.zeros((2, 41, 1))
+    inner[0] = 0.1  # nothing is stated of the region inside
+    found = MaskForecast.draw(inner, truth, REGIONS, "a").errors(REGIONS)
+    assert found == {"whole": pytest.approx(abs(0.1 - 1 / 11), abs=1e-6), "inner": pytest.approx(0, abs=1e-6)}
+    empty = MaskForecast.draw(probabilities, np.zeros_like(truth), dot, "a").errors(dot)
+    assert np.isnan(empty["dot"])
+
+
+def test_a_patient_is_one_however_many_scans_it_has() -> None:
+    cases = [MaskForecast.draw(*exclusive(1.0, seed), LABELS, name, voxels=50) for seed, name in enumerate("abcab")]
+    found = mask_calibration(cases, LABELS, samples=0)["all"].after
+    assert (found.patients, found.ece.n) == (3, 250)
+
+
 def test_voxels_that_are_ignored_are_not_drawn() -> None:
     probabilities, truth = exclusive(1.0, 8)
     truth[:4] = 255
@@ -138,5 +160,5 @@ def test_drawn_voxels_survive_their_file(tmp_path: Path) -> None:
         one, two = (mask_calibration([each], labels, samples=0)["around"] for each in (forecast, again))
         assert one.after.ece.value == two.after.ece.value > 0
     (tmp_path / "voxels.npz").write_bytes(b"half")
-    with pytest.raises(MedsegError, match="evaluate again with overwrite=true"):
+    with pytest.raises(MedsegError, match="delete it and evaluate again"):
         MaskForecast.load(tmp_path / "voxels.npz", "a")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from medseg.errors import MedsegError
 from medseg.explain.explainer import METHODS, Explainer
@@ -38,6 +39,7 @@ def linear_model(plan: Plan, weight: float = 2.0) -> Model:
     return replace(model, weights=weights)
 
 
+SHARED = "tests.explain.test_explainer.Shared"
 RAW = (Channel("MRI", "none"),)
 
 
@@ -195,6 +197,23 @@ def test_shuffled_weights_go_from_the_output_down_and_are_the_same_by_seed() -> 
     np.testing.assert_array_equal(maps[2], maps[3])
     cam = explainer(model, layer="decoder.0")
     assert cam.with_shuffled_weights(1, "decoder.0").layer == "decoder.0"
+
+
+class Shared(nn.Module):
+    """One convolution under two names: its weights are stored twice, and the second are loaded last."""
+
+    def __init__(self, dimensions: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.first = self.second = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x)  # type: ignore[no-any-return]
+
+
+def test_weights_that_have_two_names_are_shuffled_under_both() -> None:
+    made = explainer(model_of(SHARED, plan_2d()), method="gradient", trust=[SHARED])
+    shuffled = made.with_shuffled_weights(0).models[0].network_module([SHARED]).first.weight
+    assert not torch.equal(shuffled, made.models[0].weights["first.weight"])
 
 
 def test_the_default_layer_is_taken_and_told() -> None:

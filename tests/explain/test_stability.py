@@ -27,6 +27,17 @@ def test_a_map_that_stays_while_the_image_moves_is_less_stable_the_finer_it_is()
     assert abs(found[0]) < 0.05 < found[1] < 0.9 < found[2] < 1
 
 
+def test_a_target_that_lies_somewhere_moves_with_the_image() -> None:
+    image, region = np.random.default_rng(0).random((1, 24, 24)), np.zeros((24, 24), bool)
+    region[8:12, 8:12] = True
+    heat = image[0] * region
+    found = [
+        stability(image, heat, lambda x: x[0] * region, moved)
+        for moved in (None, lambda shift: lambda x: x[0] * shifted(region, shift))
+    ]
+    assert found[0] < 0.6 and found[1] == pytest.approx(1)
+
+
 def test_a_map_of_noise_is_not_stable() -> None:
     noise = np.random.default_rng(0)
     image = np.zeros((1, 50, 50))

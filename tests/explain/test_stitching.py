@@ -44,6 +44,12 @@ def test_windows_that_do_not_see_the_region_have_no_share() -> None:
     assert sum(share.weight for share in shares) == pytest.approx(1, abs=1e-3)
 
 
+def test_many_windows_with_a_small_share_each_are_all_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medseg.explain.stitching.NEGLIGIBLE", 0.1)
+    shares = Stitching(plan_2d(), (20, 20), 0.0).shares("segmentation", None)
+    assert len(shares) == 25 and sum(share.weight for share in shares) == pytest.approx(1)
+
+
 def detector(dimensions: int = 2, levels: tuple[int, ...] = (1,)) -> Stitching:
     anchors = tuple(((4.0,) * dimensions,) for _ in levels)
     plan = tiny_plan(dimensions, task="detection", boxes=tiny_boxes(dimensions, levels=levels, anchors=anchors))

@@ -98,6 +98,10 @@ def test_what_is_explained_where_nobody_says() -> None:
     assert targets_of(classified()) == [Target("class", "liver")]
     assert targets_of(classified(lesion=0.25)) == [Target("class", "lesion")]
     assert targets_of(classified(lesion=0.35)) == [Target("class", "liver")]
+    # Of two that exclude each other, the other one is called below the threshold.
+    assert targets_of(classified(liver=0.8)) == [Target("class", "lesion")]
+    assert targets_of(classified(liver=0.6, lesion=0.2)) == [Target("class", "liver"), Target("class", "lesion")]
+    assert targets_of(classified(liver=0.8, lesion=0.4)) == [Target("class", "liver")]
     assert targets_of(Prediction("p", GRID, LABELS, mask=np.zeros(GRID.shape, np.uint8))) == []
 
 

@@ -41,7 +41,8 @@ def test_cases_without_a_class_become_faults_and_the_others_stay() -> None:
 
 def test_several_classes_are_a_fault_unless_the_task_is_multilabel() -> None:
     cohort = cohort_of("edema", "effusion", "edema; effusion", "none")
-    assert [f.kind for f in class_cohort(cohort, {}).faults] == ["several_classes", "several_classes"]
+    one = class_cohort(cohort, {})
+    assert ([f.case for f in one.faults], one.classes) == (["c2"], ("edema", "effusion", "none"))
     found = class_cohort(cohort, {"multilabel": True})
     assert len(found.cases) == 4
     assert plan_classes(found, fingerprint_of(), {"multilabel": True}).shares == (0.5, 0.5)
@@ -95,6 +96,18 @@ def test_what_is_planned_for_is_the_region_in_voxels_of_each_scan() -> None:
     assert seen_by_classifier(whole, None) is whole
 
 
+def test_a_field_along_the_axes_of_the_files_fits_scans_that_are_stored_otherwise() -> None:
+    cohort = class_cohort(cohort_of("a", "b", labels=LabelTable({1: "lesion"})), {"region": "mask"})
+    of_ras = {"lesion": ((10.0, 20.0, 30.0),)}
+    stored = CaseStatistics("c0", (90, 80, 70), (1.0, 2.0, 5.0), "mm", (90, 80, 70), (2, 0, 1), {}, of_ras)
+    measured = Fingerprint((stored,), fingerprint_of().channels)
+    region = plan_classes(cohort, measured, {"region": "mask"}, "stored").region
+    assert region is not None
+    assert region.field == (30.0, 45.0, 15.0)  # the file's axes are A, S, R
+    (case,) = seen_by_classifier(measured, region, "stored").cases
+    assert case.shape == (15, 15, 9)  # along R, A, S
+
+
 def test_a_class_plan_survives_its_plain_form() -> None:
     plan = ClassPlan((0.25, 0.75), True, Region(LabelTable({3: "x"}, ignore=9), (1.0, 2.0)), {"shares": "why"})
     assert ClassPlan.from_plain(plan.to_plain()) == plan
@@ -104,3 +117,11 @@ def test_a_class_plan_survives_its_plain_form() -> None:
 
 def test_classes_are_labels_from_one_up() -> None:
     assert dict(class_labels(("a", "b")).names) == {1: "a", 2: "b"}
+
+
+def test_the_positive_class_comes_last_and_must_be_one() -> None:
+    cohort = cohort_of("ill", "well")
+    assert class_cohort(cohort, {}).classes == ("ill", "well")
+    assert class_cohort(cohort, {"positive": "ill"}).classes == ("well", "ill")
+    with pytest.raises(MedsegError, match=r"task\.positive='sick': expected one of the classes ill, well"):
+        class_cohort(cohort, {"positive": "sick"})

@@ -49,3 +49,9 @@ def test_a_class_that_is_not_in_the_list_is_named() -> None:
 def test_a_case_of_which_nobody_says_the_class_is_refused() -> None:
     with pytest.raises(ScanError, match="expected a class"):
         true_classes(case(None), ("a",))
+
+
+def test_none_is_a_class_like_any_other_where_a_case_has_one() -> None:
+    assert named_classes("None", several=False) == ("None",)
+    assert classes_of([case("none"), case("mild")], several=False) == ("mild", "none")
+    assert true_classes(case("none"), ("mild", "none")) == ("none",)

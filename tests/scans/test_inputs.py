@@ -154,6 +154,18 @@ def test_a_table_is_an_input(tmp_path: Path, write_nifti: Write) -> None:
     assert "expected 2 image columns, found 1" in faults[0].message
 
 
+def test_an_archive_is_an_input_of_models_of_its_dimensions(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", test_images=np.zeros((2, 5, 4), np.uint8))  # the same pixels: both are wanted
+    flat = Plan([Channel("CR")], dimensions=2)
+    cases, faults = input_cases(tmp_path / "a.npz", flat)
+    assert ids(cases) == ["test_000000", "test_000001"]
+    assert not faults
+    assert said(input_cases(tmp_path / "a.npz", ONE)[1]) == {(name, "wrong_dimensions") for name in ids(cases)}
+    np.savez(tmp_path / "deep.npz", test_images=np.zeros((1, 3, 5, 4), np.uint8))
+    assert ids(input_cases([tmp_path / "deep.npz"], ONE)[0]) == ["test_000000"]
+    assert said(input_cases(tmp_path / "deep.npz", flat)[1]) == {("test_000000", "wrong_dimensions")}
+
+
 def test_nothing_there_and_nothing_found_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(MedsegError, match="no such file or folder"):
         input_cases(tmp_path / "gone", ONE)

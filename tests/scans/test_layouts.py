@@ -198,6 +198,39 @@ def test_a_table_joins_patients_and_metadata(tmp_path: Path, pair: Callable[...,
     assert faults(cohort) == {("p3", "missing_row")}
 
 
+def test_the_first_folder_below_the_images_is_the_class_unless_a_table_says_another(
+    tmp_path: Path, write_picture: Write
+) -> None:
+    for name in ("benign/1.png", "malignant/1.png", "malignant/late/2.png", "3.png"):
+        write_picture(tmp_path / "images" / name, np.zeros((3, 4), np.uint8))
+    plain = folder(tmp_path / "images")
+    assert {case.class_name for case in plain.cases} == {None}
+    cohort = folder(tmp_path / "images", class_folders=True)
+    classes = {"2": "malignant", "3": None, "benign__1": "benign", "malignant__1": "malignant"}
+    assert {case.id: case.class_name for case in cohort.cases} == classes
+    assert cohort.classes == ("benign", "malignant")
+    (tmp_path / "t.csv").write_text("id,class\n2,unsure\n3,benign\nbenign__1,\nmalignant__1,\n")
+    mended = folder(tmp_path / "images", class_folders=True, table=tmp_path / "t.csv")
+    assert {case.id: case.class_name for case in mended.cases} == classes | {"2": "unsure", "3": "benign"}
+
+
+def test_masks_may_lie_beside_the_images_in_the_folder_of_their_class(tmp_path: Path, write_picture: Write) -> None:
+    for name in ("benign/1", "malignant/2"):
+        write_picture(tmp_path / f"{name}.png", np.zeros((3, 4), np.uint8))
+        write_picture(tmp_path / f"{name}_mask.png", np.ones((3, 4), np.uint8))
+    cohort = folder(tmp_path, tmp_path, label_suffix="_mask", class_folders=True)
+    assert [(case.id, case.class_name) for case in cohort.cases] == [("1", "benign"), ("2", "malignant")]
+    assert all(case.label is not None for case in cohort.cases)
+
+
+def test_a_series_has_the_class_of_the_folder_that_holds_its_own(
+    tmp_path: Path, write_series: Callable, ramp: np.ndarray
+) -> None:
+    write_series(tmp_path / "ill" / "scan_a", ramp)
+    cohort = folder(tmp_path, class_folders=True)
+    assert [case.class_name for case in cohort.cases] == ["ill"]
+
+
 def test_skipping_what_is_not_there_is_said(tmp_path: Path, pair: Callable[..., None]) -> None:
     pair("p1", "p2")
     assert ids(folder(tmp_path / "images", tmp_path / "labels", skip=["p2"])) == ["p1"]

@@ -152,6 +152,15 @@ def test_a_table_gives_the_patient_of_a_picture(tmp_path: Path, picture: Picture
     assert faults(cohort) == {("c", "missing_row")}
 
 
+def test_a_table_gives_the_class_of_a_picture(tmp_path: Path, picture: Picture) -> None:
+    for name in ("a", "b"):
+        picture(name, xml(("WBC", (1, 2, 5, 6))))
+    (tmp_path / "cases.csv").write_text("id,class\na,malaria\nb,healthy\n")
+    cohort = voc(tmp_path, table=tmp_path / "cases.csv", progress=False)
+    assert cohort.classes == ("healthy", "malaria")
+    assert cohort.labels is not None and list(cohort.labels.names.values()) == ["WBC"]
+
+
 def test_folders_names_and_skips_are_the_users(tmp_path: Path, picture: Picture) -> None:
     picture("a", xml(("WBC", (1, 2, 5, 6))))
     picture("b", xml())

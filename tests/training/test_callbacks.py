@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from medseg.errors import MachineError
 from medseg.structures import LabelTable
 from medseg.tasks.segmentation import SegmentationTask
 from medseg.training.callbacks import Clock, full_disk_is_clear, write_rows
-from medseg.training.module import TrainingModule
+from medseg.training.module import TrainingModule, _average
 from medseg.training.settings import Optimization, TrainerSettings
 
 
@@ -97,3 +98,14 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     with pytest.raises(MachineError), full_disk_is_clear(path):
         raise RuntimeError("[enforce fail] . No space left on device")
+
+
+def test_running_figures_of_batch_norm_are_averaged_and_whole_numbers_copied() -> None:
+    network = torch.nn.BatchNorm1d(1, momentum=1.0)
+    averaged = AveragedModel(network, multi_avg_fn=_average(0.9), use_buffers=True)
+    for mean in (1.0, 3.0):
+        network.running_mean.fill_(mean)
+        network.num_batches_tracked.add_(1)
+        averaged.update_parameters(network)
+    assert float(averaged.module.running_mean) == pytest.approx(1.0 + (3.0 - 1.0) * (1 - 2 / 11))
+    assert int(averaged.module.num_batches_tracked) == 2
