@@ -31,12 +31,10 @@ def build_run(verb: str, config: Config) -> Callable[[], Any]:
 
 
 def destination(verb: str, config: Config) -> str | None:
-    """What the command writes: two jobs of one ``--multirun`` must not share it."""
-    keys = {
-        "plan": "out", "evaluate": "out", "predict": "output", "explain": "output", "audit": "out", "report": "out",
-        "demo": "folder",
-    }  # fmt: skip
-    return str(config["run"]["dir"]) if verb == "train" else str(config[keys[verb]]) if verb in keys else None
+    """Where the command writes: two jobs of one ``--multirun`` must not share it."""
+    if verb == "train":
+        return str(config["run"]["dir"])
+    return next((str(config[key]) for key in _WRITES_TO.get(verb, ()) if config[key] is not None), None)
 
 
 def _check(config: Config) -> Callable[[], Any]:
@@ -217,6 +215,11 @@ _RUNS = {
     "check": _check, "plan": _plan, "train": _train, "evaluate": _evaluate, "predict": _predict, "explain": _explain,
     "audit": _audit, "report": _report, "demo": _demo,
 }  # fmt: skip
+_WRITES_TO = {
+    "plan": ("out",), "evaluate": ("out",), "predict": ("output",), "explain": ("output",),
+    "audit": ("out", "evaluation"), "report": ("out", "folder"), "demo": ("folder",),
+}  # fmt: skip
+"""Verb → the options that name what it writes, of which the first that is given counts."""
 _LOGGER_PACKAGES = ("mlflow", "wandb")  # extras of medseg
 
 

@@ -93,7 +93,15 @@ def test_the_same_cohort_without_the_shortcut_passes_clean(tmp_path: Path, monke
     write_shortcut(Path("cohort"), range(120), seed=0, shortcut=False)
     data = ["data=table", "data.file=cohort/cases.csv"]
     run("train", "task=classification", *data, *SMALL, "name=clean", "folds=2")
-    run("evaluate", "task=classification", *data, "model=runs/clean/fold_0", "out=evaluation", "bootstrap=0", "report=false")
+    run(
+        "evaluate",
+        "task=classification",
+        *data,
+        "model=runs/clean/fold_0",
+        "out=evaluation",
+        "bootstrap=0",
+        "report=false",
+    )
     run("audit", "evaluation=evaluation", "columns=[site]", "permutations=500")
     audit = json.loads(Path("evaluation/audit.json").read_text())
     assert audit["verdicts"] and not any(verdict["differs"] for verdict in audit["verdicts"])

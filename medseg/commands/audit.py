@@ -4,7 +4,8 @@ Knows the order of the steps and what the files hold; reads ``cases.csv`` and ``
 one is given, a table with further columns.
 
     audit.csv           column, group, metric, label, value, low, high, n_cases, n_patients, judged; first a row of all cases
-    audit.json          {smallest, permutations, seed, verdicts: [what `Verdict` holds], words: [sentences]}
+    audit.json          {n_cases, n_patients, smallest, permutations, seed, mixed_patients and unknown_cases by column,
+                        verdicts: [what `Verdict` holds], words: [sentences]}
     audit.md            the words
     figures/audit.png   values and intervals
 """
@@ -72,7 +73,8 @@ def audit(
     cases = read_cases(evaluation, table)
     of_cases = columns_of(cases, [columns] if isinstance(columns, str) else columns, pairs=pairs, bands=bands)
     figures = figures_of(cases, [metrics] if isinstance(metrics, str) else metrics)
-    found = run_audit(cases.patients, of_cases, figures, smallest=smallest, permutations=permutations, seed=seed)
+    how = {"smallest": smallest, "permutations": permutations, "seed": seed, "folds": cases.folds}
+    found = run_audit(cases.patients, of_cases, figures, **how)
     with full_disk_is_said(out):
         write_audit(out, found)
     logger.info("%s\naudit.csv, audit.json, audit.md and figures/audit.png are in %s", "\n".join(sentences(found)), out)
@@ -85,6 +87,7 @@ def write_audit(folder: Path, found: Audit) -> None:
     body = {
         **{name: getattr(found, name) for name in ("n_cases", "n_patients", "smallest", "permutations", "seed")},
         "mixed_patients": dict(found.mixed),
+        "unknown_cases": dict(found.unknown),
         "verdicts": [asdict(verdict) for verdict in found.verdicts],
         "words": sentences(found),
     }

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import all_at_once
-from medseg.planning.classification import CLASSIFICATION, class_cohort
+from medseg.planning.annotated import unmarked
+from medseg.planning.classification import CLASSIFICATION, class_faults, seen_cohort
 from medseg.scans.classes import named_classes
 from medseg.scans.faults import NOTES, Seen, compare, examine
 from medseg.structures import Cohort, Fault
@@ -57,6 +58,7 @@ _HEADINGS = {
     "empty_label": "labels that mark nothing",
     "not_annotated": "series that no SEG or RTSTRUCT refers to",
     "left_out": "left out by select or data.annotation_match",
+    "classes": "the classes together",
     "case_without_class": "cases of which nobody says the class",
     "several_classes": "cases of several classes",
     "duplicate": "the same scan twice",
@@ -77,8 +79,8 @@ def check(
     Args:
         dimensions: 2 for pictures, 3 for volumes; None for what most cases are.
         options: of the readers, as `medseg.scans.read_volume` takes them.
-        task: spec of the task that the data are for: a detector's masks may number their lesions (``instances``), a classifier's
-            cases need classes; None for what the data hold.
+        task: spec of the task that the data are for: masks for segmentation, masks (that may number their lesions:
+            ``instances``) or boxes for detection, classes for classification; None for what the data hold.
 
     Returns:
         The notes: kinds of faults that stop nobody (`medseg.scans.faults.NOTES`).
@@ -88,9 +90,11 @@ def check(
     """
     task = task or {}
     if task.get("name") == CLASSIFICATION:
-        cohort = class_cohort(cohort, task)
+        unusable, cohort = class_faults(cohort, task), seen_cohort(cohort, task)
+    else:
+        unusable = unmarked(cohort.cases, str(task.get("name")))
     seen = examine(cohort, options=options, instances=bool(task.get("instances")), progress=progress)
-    found = compare(cohort, seen, dimensions, options=options)
+    found = [*compare(cohort, seen, dimensions, options=options), *unusable]
     for line in summary(cohort, seen):
         logger.info("%s", line)
     notes = [fault for fault in found if fault.kind in NOTES]
@@ -98,7 +102,7 @@ def check(
     for line in by_kind(notes, at_most=10):
         logger.info("note: %s", line)
     if faults:
-        faulty = {fault.case for fault in faults}
+        faulty = {fault.case for fault in faults if fault.case}
         whole = faulty.union(case.id for case in cohort.cases)
         heading = f"check: {len(faults)} fault(s) in {len(faulty)} of {len(whole)} cases or files"
         raise all_at_once(f"{heading} (data.skip=[<id>, …] leaves cases out):", by_kind(faults))
@@ -127,6 +131,9 @@ def summary(cohort: Cohort, seen: Sequence[Seen]) -> list[str]:
         lines.append("labels: " + ", ".join(f"{value} {name} (in {held[value]} cases)" for value, name in names))
         if cohort.labels.regions:
             lines.append(f"regions: {', '.join(f'{n} {list(v)}' for n, v in cohort.labels.regions.items())}")
+        bare = sum(case.label is None and case.boxes is None for case in cohort.cases)
+        if bare:
+            lines.append(f"{bare} cases have neither a mask nor boxes")
     if cohort.classes:
         shown = Counter(name for case in cohort.cases for name in named_classes(case.class_name) or ())
         lines.append(f"classes: {', '.join(f'{name} (in {shown[name]} cases)' for name in cohort.classes)}")

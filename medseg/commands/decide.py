@@ -7,7 +7,7 @@ Classes: a temperature, thresholds, and the level of conformal sets. How each is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ from medseg.volume import Array, Geometry
 
 FP_PER_SCAN = 1.0
 """The working point of a detector unless another is asked for: false positives a scan on ``tune``."""
+KEPT_BYTES = 10**9
+"""What the memory may hold of predictions that are looked at more than once."""
 CALIBRATED_ON = 12
 """Cases from whose voxels the temperature of masks is chosen at most: each gives thousands."""
 
@@ -56,15 +58,25 @@ class _Tune:
     model: Model
     predictor: Predictor
     cases: Sequence[Case]
+    _kept: dict[str, Outcome] = field(default_factory=dict)
 
     @property
     def labels(self) -> LabelTable:
         return self.model.plan.labels
 
     def outcomes(self, most: int | None = None) -> Iterator[tuple[Case, Outcome]]:
-        """One after another, for the memory holds one."""
+        """One after another; as many as fit in `KEPT_BYTES` are predicted once, however often they are asked for."""
         for case in self.cases[:most]:
-            yield case, self.predictor.outcome(read_planned(case, self.model.plan), case.id)
+            found = self._kept.get(case.id)
+            if found is None:
+                found = self.predictor.outcome(read_planned(case, self.model.plan), case.id)
+                if sum(map(_bytes, (*self._kept.values(), found))) <= KEPT_BYTES:
+                    self._kept[case.id] = found
+            yield case, found
+
+
+def _bytes(found: Outcome) -> int:
+    return sum(array.nbytes for array in (found.merged, found.prediction.mask) if isinstance(array, np.ndarray))
 
 
 def _of_masks(model: Model, tune: _Tune) -> Model:

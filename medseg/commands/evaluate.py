@@ -187,6 +187,7 @@ def evaluate(
         logger.info("%s\n%s", title, scoring.table(scored, summary))
         beside = _baselines(scoring, parts, scored) if baselines else {}
         scoring.draw(out / "figures", title, scored, summary, cases=cases, found=found, baselines=beside)
+        shutil.rmtree(out / "baselines", ignore_errors=True)  # those of an earlier call with others
         if beside:
             theirs = {name: scoring.write(out / "baselines" / name, of, bootstrap) for name, of in beside.items()}
             if isinstance(scoring, ClassScoring):

@@ -58,9 +58,9 @@ class FeatureSheets:
         """
         network, layer, patch = self._network, self._layer, self._plan.patch_size
         filters, activated, exciting = self._paths(case, folder)
-        name, weights = first_filters(network)
         array, _ = preprocess(volume, self._plan)
         image = cut_window(array, [(n - p) // 2 for n, p in zip(array.shape[1:], patch, strict=True)], patch)
+        name, weights = first_filters(network, image)
         answers = activations(network, layer, image)
         size = [_side(p, d, _SIDE[self._plan.dimensions]) for p, d in zip(patch, self._plan.divisor, strict=True)]
         channels = strongest(answers, _EXCITED[self._plan.dimensions])

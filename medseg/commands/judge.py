@@ -2,14 +2,15 @@
 
 Of each case the first target is asked about (the surest box, the class that is called, a label of the mask, or what
 ``explain.targets`` says), with every method and beside maps that know nothing of the model. What a mask or boxes mark is where
-a map should point. How trust is measured is in `medseg.explain.trust`, how it is judged in `trust_table`.
+a map should point. A case that is judged is kept at once, so that the same command goes on where it stopped. How trust is
+measured is in `medseg.explain.trust`, how it is judged in `trust_table`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,20 @@ from tqdm import tqdm
 from medseg.commands.evaluation_parts import SPLITS, Part, parts_of_model
 from medseg.commands.failures import Failures
 from medseg.commands.heat_maps import Saliency, explainer_of
+from medseg.commands.judged_cases import JudgedCases
 from medseg.data.preprocess import preprocess
 from medseg.data.regions import read_planned
-from medseg.errors import MedsegError
+from medseg.errors import MachineError, MedsegError, SomeFailed, all_at_once
+from medseg.evaluation.lesions import components
 from medseg.explain.explainer import DEFAULT, Explainer
 from medseg.explain.stability import shifted
-from medseg.explain.targets import aims_of, region_on_plan, targets_of, voxels_of
+from medseg.explain.targets import Aim, Target, aims_of, region_on_plan, targets_of, voxels_of
 from medseg.explain.trust import Method, TrustCase, measure
 from medseg.explain.trust_figures import draw_curves, draw_trust
 from medseg.explain.trust_table import TrustTable, format_trust, gather, write_trust
 from medseg.export.origin import InputNames
 from medseg.files import full_disk_is_said
+from medseg.inference.boxes import BoxOptions
 from medseg.inference.predictor import Predictor
 from medseg.planning.plan import Plan
 from medseg.scans import read_geometry, read_mask
@@ -40,7 +44,8 @@ from medseg.tiling.windows import cut_window
 from medseg.volume import Array, Geometry
 
 logger = logging.getLogger(__name__)
-_SEED = 0
+SHUFFLES = 3
+"""Networks with shuffled weights that each method is asked to explain too, at the cost of a map a case."""
 
 
 def judge(
@@ -74,12 +79,12 @@ def judge(
         cases: at most so many of them, spread evenly; None for all.
         bootstrap: draws of the intervals; 0 for none, and so no verdict.
         overlap, mirror, boxes, runtime, trust: as for ``medseg predict``.
-        overwrite: whether a trust table in ``output`` is replaced.
+        overwrite: whether a trust table in ``output`` is replaced, and what was begun there for another request.
 
     Raises:
         MedsegError: nothing was done because of the request, the data or the model, or no case can be judged.
-        SomeFailed: some cases failed; the figures of the others are in ``output``.
-        MachineError: the disk or the memory is full.
+        SomeFailed: some cases failed, or some methods in some cases; all other figures are in ``output``.
+        MachineError: the disk or the memory is full; the same command goes on.
     """
     output = Path(output)
     chosen = Saliency.from_mapping({"method": DEFAULT} if saliency is None else saliency)
@@ -88,73 +93,140 @@ def judge(
         raise MedsegError(f"split={split}: expected one of {', '.join(SPLITS)} or all")
     if cases is not None and cases < 1:
         raise MedsegError(f"cases={cases}: expected at least 1, or null for all")
-    if (output / "trust.json").exists() and not overwrite:
-        raise MedsegError(f"output {output}: it holds a trust table. Choose another folder, or say overwrite=true")
     parts = [_thinned(part, cases) for part in parts_of_model(cohort, Path(model), split, fold, splits, trust)]
+    ways = {name: _for(name, chosen) for name in names}
+    asked = {
+        "methods": [[name, way.layer, dict(way.options)] for name, way in ways.items()],
+        "targets": [str(target) for target in chosen.targets],
+        "prediction": {"overlap": overlap, "mirror": mirror, "boxes": asdict(BoxOptions.from_mapping(boxes or {}))},
+        "labels": None if cohort.labels is None else {n: list(v) for n, v in cohort.labels.targets.items()},
+        "shuffles": SHUFFLES,
+    }
+    kept = [JudgedCases(output, {"models": [m.sha256 for m in part.models], **asked}) for part in parts]
+    listed = [case for part in parts for case in part.cases]
+    if not overwrite:
+        _check_output(output, [way for p, one in zip(parts, kept, strict=True) for way in map(one.other_way, p.cases)])
     how: dict[str, Any] = {"overlap": overlap, "runtime": runtime, "trust": trust}
-    ids = [case.id for part in parts for case in part.cases]
-    failures = Failures(InputNames.of([file for p in parts for c in p.cases for s in c.images for file in s.files[:1]]))
+    files = InputNames.of([file for case in listed for source in case.images for file in source.files[:1]])
+    failures = Failures(files)
     found: list[TrustCase] = []
     with full_disk_is_said(output):
-        with tqdm(total=len(ids), desc="judging", unit="case", disable=not progress) as bar:
-            for part in parts:
-                explainers = {name: explainer_of(part.models, _for(name, chosen), **how) for name in names}
-                predictor = Predictor(part.models, mirror=mirror, boxes=boxes, **how)
-                known = _Part(explainers, predictor, chosen, cohort.labels)
+        with tqdm(total=len(listed), desc="judging", unit="case", disable=not progress) as bar:
+            for part, judged in zip(parts, kept, strict=True):
+                done = {case.id: judged.read(case) for case in part.cases}
+                if begun := sum(figures is not None for figures in done.values()):
+                    logger.info("%d of %d cases are judged already", begun, len(done))
+                known = None
+                if None in done.values():
+                    explainers = {name: explainer_of(part.models, way, **how) for name, way in ways.items()}
+                    predictor = Predictor(part.models, mirror=mirror, boxes=boxes, **how)
+                    known = _Part(explainers, predictor, chosen.targets, cohort.labels, files)
                 for case in part.cases:
                     try:
-                        found += known.judged(case)
+                        figures = done[case.id]
+                        if known is not None and figures is None:
+                            figures = list(known.judged(case))
+                            judged.write(case, figures)
+                        found += figures or []
                     except Exception as error:
                         failures.note(case, error)
                     bar.update()
-        if not found:
-            failures.raise_if_any(ids, output, "judged")
-            raise MedsegError(
-                f"judge: the model found nothing in any of {len(ids)} cases, so there is nothing to explain"
-            )
+        _check_found(found, names[0], [case.id for case in listed], failures, output)
         table = gather(found, names[0], samples=bootstrap)
         write_trust(output, found, table)
         title = f"{table.cases} cases of {table.patients} patients, split {split}"
         draw_trust(table, output / "figures" / "trust.png", title=title)
         if any(case.curves for case in found):
             draw_curves(found, output / "figures" / "trust_curves.png", title=title)
+        if not failures.reasons:
+            kept[0].remove()  # the table holds all of it
     logger.info("%s\ntrust.csv, trust.json and figures are in %s", format_trust(table), output)
-    failures.raise_if_any(ids, output, "judged")
+    failures.raise_if_any([case.id for case in listed], output, "judged")
+    if failed := _failed_methods(found):
+        heading = f"some methods failed in some cases, all other figures are in {output}:"
+        raise SomeFailed(str(all_at_once(heading, failed)))
     return table
 
 
+def _check_output(output: Path, ways: Sequence[str | None]) -> None:
+    """Raises MedsegError where ``output`` holds a trust table, or what was begun for another request.
+
+    Args:
+        ways: of each case, as `JudgedCases.other_way`.
+    """
+    others = sorted({way for way in ways if way})
+    if others:
+        raise MedsegError(
+            f"output {output}: it holds cases that were judged for another request (other {'; '.join(others)}). Choose another "
+            "output, or say overwrite=true to replace them"
+        )
+    if (output / "trust.json").exists() and "" not in ways:
+        raise MedsegError(f"output {output}: it holds a trust table. Choose another folder, or say overwrite=true")
+
+
+def _check_found(found: Sequence[TrustCase], method: str, ids: Sequence[str], failures: Failures, output: Path) -> None:
+    """Raises MedsegError where no case has figures of ``method``, which the table is about."""
+    if any(method in case.values for case in found):
+        return
+    failures.raise_if_any(ids, output, "judged")
+    if found:
+        raise all_at_once(f"judge: {method} could not be judged in any case:", _failed_methods(found))
+    raise MedsegError(f"judge: the model found nothing in any of {len(ids)} cases, so there is nothing to explain")
+
+
+def _failed_methods(found: Sequence[TrustCase]) -> list[str]:
+    """A line a method and reason: in which cases it has no figures."""
+    cases: dict[str, list[str]] = {}
+    for case in found:
+        for method, why in case.failed.items():
+            cases.setdefault(f"{method}: {why}", []).append(repr(case.id))
+    return [
+        f"{line} ({len(ids)} of {len(found)} cases: {', '.join(ids[:5])}{' …' if len(ids) > 5 else ''})"
+        for line, ids in cases.items()
+    ]
+
+
 class _Part:
-    """Models of one fold, ready to be judged case by case."""
+    """Models of one fold, ready to be judged case by case.
+
+    Args:
+        targets: that are asked about; empty for the first that a prediction has.
+        labels: of the cohort.
+        files: how files are called in messages.
+    """
 
     def __init__(
         self,
         explainers: Mapping[str, Explainer],
         predictor: Predictor,
-        saliency: Saliency,
+        targets: Sequence[Target],
         labels: LabelTable | None,
+        files: InputNames,
     ) -> None:
-        self._predictor, self._saliency, self._labels = predictor, saliency, labels
-        self._explainers = explainers
-        self._shuffled = {name: one.with_shuffled_weights(_SEED) for name, one in explainers.items()}
+        self._explainers, self._predictor = explainers, predictor
+        self._targets, self._labels, self._files = targets, labels, files
+        self._shuffled = {
+            name: [one.with_shuffled_weights(seed) for seed in range(SHUFFLES)] for name, one in explainers.items()
+        }
 
     def judged(self, case: Case) -> Iterator[TrustCase]:
         """What was measured of each target of a case that is asked about; nothing where nothing was found.
 
         Raises:
-            MedsegError: a target that the case does not have, or a file that cannot be read.
+            MedsegError: a target that the case does not have, a file that cannot be read, or no method that works on it.
         """
         plan = self._predictor.plan
         volume = read_planned(case, plan)
         prediction = self._predictor.predict_volume(volume, case.id)
         array, restoration = preprocess(volume, plan)
         first = next(iter(self._explainers.values()))
-        for aim in aims_of(prediction, self._saliency.targets or targets_of(prediction)[:1]):
+        for aim in aims_of(prediction, self._targets or targets_of(prediction)[:1]):
             region = None if aim.region is None else region_on_plan(aim.region, restoration, plan)
-            truth = true_region(case, volume.geometry, self._labels, plan, aim.output)
+            truth = true_region(case, volume.geometry, self._labels, plan, aim)
             methods = {
                 name: Method(
                     _asked(one, aim.output, region),
-                    {"all": _asked(self._shuffled[name], aim.output, region)},
+                    [_asked(other, aim.output, region) for other in self._shuffled[name]],
                     moved=partial(_moved, one, aim.output, region),
                 )
                 for name, one in self._explainers.items()
@@ -168,14 +240,24 @@ class _Part:
                 target=str(aim.target),
                 truth=region_on_plan(truth, restoration, plan) if truth is not None and truth.any() else None,
                 spacing=restoration.geometry.spacing,
+                why=partial(self._why, case),
             )
 
+    def _why(self, case: Case, method: str, error: Exception) -> str:
+        """Why a method failed on a case; what the machine lacks is raised, as then the case is tried again."""
+        if isinstance(error, (MachineError, MemoryError)):
+            raise error
+        reason = Failures(self._files).note(case, error)
+        logger.warning("case %s: %s has no figures: %s", case.id, method, reason)
+        return reason
 
-def true_region(case: Case, geometry: Geometry, labels: LabelTable | None, plan: Plan, output: str) -> Array | None:
-    """Where a map should point, ``geometry.shape`` bool: all of the label ``output`` or, of a class, of any label.
+
+def true_region(case: Case, geometry: Geometry, labels: LabelTable | None, plan: Plan, aim: Aim) -> Array | None:
+    """Where a map should point, ``geometry.shape`` bool: of a label all of it, of a class all that is marked; of a box or lesion
+    the true lesions of its label that it touches, which are none where it is a false positive.
 
     Args:
-        geometry: the scan's own grid, or a part of it that may reach beyond.
+        geometry: the scan's own grid, or a part of it that may reach beyond; that of ``aim``.
         labels: of the cohort.
 
     Returns:
@@ -187,17 +269,23 @@ def true_region(case: Case, geometry: Geometry, labels: LabelTable | None, plan:
     if labels is None or (case.label is None and case.boxes is None):
         return None
     whole = read_geometry(case.images[0], plan.options)
-    values = labels.targets.get(output) or tuple(labels.names)
+    values = labels.targets.get(aim.output) or tuple(labels.names)
+    lower = [int(at) for at in np.rint(whole.to_index(geometry.to_world([0] * geometry.dimensions)))]
+    place = aim.region if aim.target.kind in ("box", "lesion") else None
     if case.label is not None:
         mask, _ = read_mask(case.label, whole, labels)
-        marked = np.isin(mask, values)
-    else:
-        found, _ = boxes_of_case(case, whole, labels)
-        marked = np.zeros(whole.shape, bool)
-        for edges in found.boxes[np.isin(found.labels, values)]:
-            marked |= voxels_of(edges, whole.shape)
-    lower = np.rint(whole.to_index(geometry.to_world([0] * geometry.dimensions))).astype(int)
-    return cut_window(marked[None], [int(at) for at in lower], geometry.shape)[0]
+        marked = cut_window(np.isin(mask, values)[None], lower, geometry.shape)[0]
+        if place is None:
+            return marked
+        lesions, _ = components(marked)
+        return np.isin(lesions, np.setdiff1d(lesions[place], 0))
+    found, _ = boxes_of_case(case, whole, labels)
+    marked = np.zeros(geometry.shape, bool)
+    for edges in found.boxes[np.isin(found.labels, values)]:
+        lesion = cut_window(voxels_of(edges, whole.shape)[None], lower, geometry.shape)[0]
+        if place is None or (lesion & place).any():
+            marked |= lesion
+    return marked
 
 
 def _asked(explainer: Explainer, name: str, region: Array | None) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from medseg.errors import MedsegError
 from medseg.files import write_text
 from medseg.networks import divisor_of, encoder_of
+from medseg.planning.annotated import annotated_cohort
 from medseg.planning.classification import (
     CLASSIFICATION,
     class_cohort,
@@ -105,9 +106,7 @@ def usable_cohort(cohort: Cohort, task: Mapping[str, Any]) -> tuple[Cohort, Labe
     if task["name"] == CLASSIFICATION:
         cohort = class_cohort(cohort, task)
         return cohort, class_labels(cohort.classes)
-    if cohort.labels is None:
-        raise MedsegError("the data set has no labels; expected a mask or boxes for each image (set data.labels)")
-    return cohort, cohort.labels
+    return annotated_cohort(cohort, str(task["name"]))
 
 
 def lesion_rule(task: Mapping[str, Any]) -> LesionRule | None:

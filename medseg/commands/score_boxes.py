@@ -27,6 +27,7 @@ from medseg.evaluation.detection_summary import curves_of, detection_metrics, wr
 from medseg.evaluation.detection_table import format_detection
 from medseg.evaluation.figures import Overlay, draw_overlays
 from medseg.evaluation.summary import Summary
+from medseg.evaluation.text_table import said
 from medseg.evaluation.working_point import CALIBRATION, COMPONENTS
 from medseg.export.boxes import write_boxes
 from medseg.export.nifti import write_mask
@@ -53,6 +54,7 @@ class BoxScoring:
         fp_per_scan: the number of false positives a scan that was asked for; None for what the model chose.
         thresholds: fold → label → score from which a box counts (empty where nobody chose); a fold that is not there obeys
             what the files state.
+        calibrated: whether the scores of all models were made probabilities.
     """
 
     data: Data
@@ -60,6 +62,7 @@ class BoxScoring:
     made: Mapping[str, Any] = field(default_factory=dict)
     fp_per_scan: float | None = None
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         if not self.data.labels.exclusive:
@@ -109,7 +112,7 @@ class BoxScoring:
         return f"a lesion is found from IoU {_overlap(scored):g} up"
 
     def write(self, folder: Path, scored: Sequence[DetectedCase], samples: int) -> Summary:
-        detection = detection_metrics(scored, self.data.labels, samples=samples)
+        detection = detection_metrics(scored, self.data.labels, samples=samples, calibrated=self.calibrated)
         write_detection(folder, detection)
         return detection.summary
 
@@ -117,7 +120,7 @@ class BoxScoring:
         return format_detection({"": summary}, coco=scored[0].geometry.dimensions == 2)
 
     def compared(self, scored: Sequence[DetectedCase], summary: Summary, baselines: Mapping[str, Summary]) -> str:
-        both = {"this": summary, **{_said(name): theirs for name, theirs in baselines.items()}}
+        both = {"this": summary, **{said(name): theirs for name, theirs in baselines.items()}}
         return f"beside the baseline, fitted on fit\n{format_detection(both, coco=scored[0].geometry.dimensions == 2)}"
 
     def draw(
@@ -134,7 +137,7 @@ class BoxScoring:
         """``froc.png``, ``precision_recall.png``, and ``worst.png`` with the cases of most errors at the working point."""
         del found  # what was scored holds its boxes
         scores, iou = score_labels(scored, self.data.labels), _overlap(scored)
-        beside = {_said(name): curves_of(score_labels(theirs, self.data.labels)) for name, theirs in baselines.items()}
+        beside = {said(name): curves_of(score_labels(theirs, self.data.labels)) for name, theirs in baselines.items()}
         draw_froc(curves_of(scores), folder / "froc.png", summary=summary, beside=beside, iou=iou, title=title)
         draw_precision_recall(curves_of(scores), folder / "precision_recall.png", iou=iou, title=title)
         overlays = []
@@ -207,7 +210,8 @@ def box_scoring(
             point for the rate that was asked for.
     """
     models = [model for part in parts for model in part.models]
-    if any(CALIBRATION in model.working_point for model in models):
+    lines = [CALIBRATION in model.working_point for model in models]
+    if any(lines):
         check_row_names(data.labels.names.values(), (ALL, FINDINGS))
     thresholds = {part.fold: BoxFinder.of(part.models, boxes).thresholds for part in parts if part.models}
     if not all(thresholds.values()):
@@ -218,7 +222,8 @@ def box_scoring(
     planned = models[0].plan.boxes if models else None
     rule = LesionRule(**(lesions or {})) if planned is None else planned.rule
     made = {"from": boxes.origin, "fusion": boxes.fusion, "iou": boxes.iou} if models else {}
-    return BoxScoring(data, rule, made, boxes.fp_per_scan, thresholds)
+    calibrated = bool(lines) and all(lines) and boxes.origin != COMPONENTS
+    return BoxScoring(data, rule, made, boxes.fp_per_scan, thresholds, calibrated)
 
 
 def _worst(scores: Sequence[LabelScore]) -> list[int]:
@@ -231,7 +236,3 @@ def _worst(scores: Sequence[LabelScore]) -> list[int]:
 
 def _overlap(scored: Sequence[DetectedCase]) -> float:
     return FROC_IOU[scored[0].geometry.dimensions]
-
-
-def _said(name: str) -> str:
-    return name.replace("_", " ")

@@ -34,6 +34,7 @@ from medseg.evaluation.classification_summary import auroc_differences, classifi
 from medseg.evaluation.classification_table import format_classification, format_comparison
 from medseg.evaluation.conformal import coverage_of, coverage_over_splits, in_sets
 from medseg.evaluation.summary import Summary, check_label_names
+from medseg.evaluation.text_table import said
 from medseg.export.classes import write_classes
 from medseg.export.origin import content_key
 from medseg.inference.classes import ClassReader
@@ -117,15 +118,16 @@ class ClassScoring:
                 for row, point in zip(probabilities, mine, strict=True)
             ]
         )
-        alpha, kind = float(mine[0]["conformal"]["alpha"]), str(mine[0]["conformal"]["kind"])
-        coverage = coverage_over_splits(probabilities, truth, patients, alpha, multilabel=several, kind=kind)
+        alpha = float(mine[0]["conformal"]["alpha"])
+        coverage = coverage_over_splits(probabilities, truth, patients, alpha, multilabel=several)
         return Calibrated(rows, coverage, coverage_of(inside, truth, multilabel=several))
 
     def title(self, scored: Sequence[ClassifiedCase]) -> str:
-        del scored
+        called = "the most probable class is called" if self.exclusive else "classes are called from 0.5 up"
         if any(self.thresholds.values()):
-            return "classes are called at the model's working point"
-        return "the most probable class is called" if self.exclusive else "classes are called from 0.5 up"
+            called = "classes are called at the model's working point"
+        folds = len({case.fold for case in scored})
+        return called if folds == 1 else f"{called}; AUROC and AUPRC rank the cases of {folds} models together"
 
     def write(self, folder: Path, scored: Sequence[ClassifiedCase], samples: int) -> Summary:
         summary = classification_metrics(
@@ -175,7 +177,7 @@ class ClassScoring:
             ("precision_recall", draw_precision_recall, precision_recall_curve, "auprc"),
         ):
             mine = {_with_value(self.classes[at], summary[metric]): _drawn(curve, answers, at) for at in shown}
-            others = {_said(other): _drawn(curve, theirs, shown[0]) for other, theirs in beside.items()}
+            others = {said(other): _drawn(curve, theirs, shown[0]) for other, theirs in beside.items()}
             draw(mine, folder / f"{name}.png", beside=others, title=title)
         draw_confusion(*answers.confusion(), folder / "confusion.png", title=title)
 
@@ -199,7 +201,7 @@ class ClassScoring:
             try:
                 numbers, asked_of = _together(known, wanted)
             except MedsegError as error:
-                logger.info("baseline %s is left out: %s", _said(name), error)
+                logger.info("baseline %s is left out: %s", said(name), error)
                 continue
             rows = LogisticRegression.fit(numbers, truth, exclusive=self.exclusive).predict(asked_of)
             scored[name] = [
@@ -305,10 +307,6 @@ def _together(known: Sequence[Array | None], wanted: Sequence[Array | None]) -> 
 
 def _drawn(curve: Callable[[Array, Array], Curve], answers: Answers, at: int) -> Curve:
     return curve(answers.probabilities[:, at], answers.truth[:, at])
-
-
-def _said(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _with_value(name: str, entries: Mapping[str, Mapping[str, Any]]) -> str:

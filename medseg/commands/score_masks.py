@@ -26,6 +26,7 @@ from medseg.evaluation.mask_calibration import AROUND, MaskForecast, mask_calibr
 from medseg.evaluation.mask_folder import MaskFolder
 from medseg.evaluation.segmentation import Row, segmentation_metrics
 from medseg.evaluation.summary import ScoredCase, Summary, format_table, write_evaluation
+from medseg.evaluation.text_table import said
 from medseg.evaluation.working_point import mean_point
 from medseg.export.nifti import write_mask
 from medseg.export.origin import content_key
@@ -113,7 +114,7 @@ class MaskScoring:
 
     def compared(self, scored: Sequence[ScoredCase], summary: Summary, baselines: Mapping[str, Summary]) -> str:
         del scored, summary
-        tables = {name.replace("_", " "): format_table(theirs) for name, theirs in baselines.items()}
+        tables = {said(name): format_table(theirs) for name, theirs in baselines.items()}
         return "\n".join(f"baseline {name}, fitted on fit\n{table}" for name, table in tables.items())
 
     def draw(

@@ -74,6 +74,9 @@ class Cases(Protocol):
 
     def __getitem__(self, position: int) -> CropSource: ...
 
+    def known(self, position: int) -> StoredCase:
+        """What there is to know of a case without reading its pixels."""
+
     def on_epoch_start(self) -> None:
         """Called as soon as the epoch's workers run."""
 
@@ -240,6 +243,9 @@ class _Streamed(_Fixed):
         self._store = store
 
     def __getitem__(self, position: int) -> CropSource:
+        return self.known(position)
+
+    def known(self, position: int) -> StoredCase:
         return self._store.case(self._ids[position])
 
 
@@ -249,7 +255,10 @@ class _Cached(_Fixed):
         self._dataset, self._store = dataset, store
 
     def __getitem__(self, position: int) -> CropSource:
-        return _loaded(self._store.case(self._ids[position]), self._dataset[position])
+        return _loaded(self.known(position), self._dataset[position])
+
+    def known(self, position: int) -> StoredCase:
+        return self._store.case(self._ids[position])
 
 
 class _Smart:
@@ -270,8 +279,10 @@ class _Smart:
         return len(self._dataset)
 
     def __getitem__(self, position: int) -> CropSource:
-        item = self._dataset[position]
-        return _loaded(self._load.store.case(item["id"]), item)
+        return _loaded(self.known(position), self._dataset[position])
+
+    def known(self, position: int) -> StoredCase:
+        return self._load.store.case(self._dataset[position]["id"])  # which is in memory
 
     def on_epoch_start(self) -> None:
         if not self._reading:

@@ -113,10 +113,10 @@ class Crops(Dataset[dict[str, Any]]):
     def _drawn(self, rng: np.random.Generator) -> Any:
         """A case, each as likely as any other, or as the task wants them."""
         for _ in range(MOST_DRAWS):
-            case = self.cases[int(rng.integers(len(self.cases)))]
-            if self.task.wants(case, rng):
+            at = int(rng.integers(len(self.cases)))
+            if self.task.wants(self.cases.known(at), rng):
                 break
-        return case
+        return self.cases[at]
 
 
 def wants_foreground(index: int, batch_size: int, share: float) -> bool:

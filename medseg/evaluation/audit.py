@@ -27,12 +27,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from medseg.errors import MedsegError
-from medseg.evaluation.audit_groups import Column
+from medseg.evaluation.audit_groups import NOWHERE, Column
 from medseg.evaluation.audit_metrics import Figure
 from medseg.evaluation.bootstrap import FEWEST_PATIENTS
 from medseg.evaluation.draws import case_weights, owners
@@ -98,8 +98,8 @@ class Verdict:
 class Audit:
     """What was found: ``overall`` a cell a figure, ``cells`` a cell a figure and group, ``verdicts`` one a column and figure.
 
-    ``mixed`` counts for each column the patients with cases in several of its groups; ``biased`` names the metrics that are
-    higher in smaller groups by themselves.
+    ``mixed`` counts for each column the patients with cases in several of its groups, ``unknown`` the cases that are in none;
+    ``biased`` names the metrics that are higher in smaller groups by themselves. ``folds`` have a model each.
     """
 
     overall: tuple[Cell, ...]
@@ -112,6 +112,8 @@ class Audit:
     permutations: int
     seed: int
     biased: tuple[str, ...] = ()
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    folds: int = 1
 
     @property
     def differences(self) -> list[Verdict]:
@@ -128,6 +130,7 @@ def run_audit(
     permutations: int = 2000,
     samples: int = SAMPLES,
     seed: int = 0,
+    folds: int = 1,
 ) -> Audit:
     """Measure every figure in every group and test every column.
 
@@ -135,6 +138,7 @@ def run_audit(
         patients: the patient of each of the ``N`` cases that ``columns`` and ``figures`` are about.
         smallest: patients that a group needs to be judged.
         samples: bootstrap draws; 0 for no intervals.
+        folds: how many models the cases were predicted by, each its own.
 
     Raises:
         MedsegError: options make no sense.
@@ -157,7 +161,9 @@ def run_audit(
         of_column = _cells(column, figures, *how)
         cells += [cell for row in of_column for cell in row]
         judged = np.array([any(cell.judged for cell in of_group) for of_group in zip(*of_column, strict=True)])
-        of_case = np.where(judged[column.of_case], column.of_case, -1)
+        of_case = np.where(
+            np.append(judged, False)[column.of_case], column.of_case, NOWHERE
+        )  # the last is that of none
         given = permuted(of_case, owner, *keys)
         tests += [_test(column, figure, row, given) for figure, row in zip(figures, of_column, strict=True)]
     return Audit(
@@ -171,6 +177,8 @@ def run_audit(
         permutations,
         seed,
         tuple(dict.fromkeys(figure.metric for figure in figures if figure.biased)),
+        {column.name: column.unknown for column in columns},
+        folds,
     )
 
 

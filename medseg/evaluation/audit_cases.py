@@ -52,6 +52,11 @@ class AuditCases:
     def __len__(self) -> int:
         return len(self.patients)
 
+    @property
+    def folds(self) -> int:
+        """How many folds the cases are from, 1 where nobody says; each has a model of its own."""
+        return max(1, len(set(self.metadata.get(_FOLD, ())) - {""}))
+
     def metrics(self) -> list[str]:
         """The metrics of the rows, in their order."""
         return list(dict.fromkeys(metric for metric, _ in self.measured))

@@ -1,7 +1,8 @@
 """Cases in groups by what is known about them: categories, numbers in bands, and two columns crossed.
 
-Categories stand as they are and blank cells are the group ``unknown``. Numbers of more than a few values are cut at given
-edges, or in thirds of the cases. A column that cannot tell groups apart is refused. Knows no metric.
+Categories stand as they are; a number is the same however it is written (``1``, ``1.0``). Numbers of more than a few values are
+cut at given edges, or in thirds of the cases. A case of which nobody knows a column is in none of its groups. A column that
+cannot tell groups apart is refused. Knows no metric.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from medseg.errors import all_at_once
 from medseg.evaluation.audit_cases import AuditCases
 from medseg.volume import Array
 
-UNKNOWN = "unknown"
+UNKNOWN = ("", "nan", "unknown")
+"""Cells, in lower case, that say nothing."""
+NOWHERE = -1
+"""The group of a case that is in none."""
 FEW_NUMBERS = 6
 """Numbers of so few different values are codes, and so categories."""
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """Groups of cases: ``of_case`` ``(N,)`` says which of ``groups`` a case is in. Every group has a case."""
+    """Groups of cases: ``of_case`` ``(N,)`` says which of ``groups`` a case is in, or `NOWHERE`. Every group has a case."""
 
     name: str
     groups: tuple[str, ...]
@@ -34,6 +38,11 @@ class Column:
     def everything(cls, count: int) -> Column:
         """All cases in one group."""
         return cls("all", ("all",), np.zeros(count, np.int64))
+
+    @property
+    def unknown(self) -> int:
+        """Cases that are in no group."""
+        return int((self.of_case == NOWHERE).sum())
 
 
 def columns_of(
@@ -80,27 +89,33 @@ def columns_of(
 def _column(name: str, cells: Sequence[str], patients: Sequence[str], edges: Sequence[float] | None) -> Column:
     """Raises ValueError where the cells make no groups."""
     numbers, odd = _numbers(cells)
-    known = np.unique(numbers[~np.isnan(numbers)])
+    values = np.unique(numbers[~np.isnan(numbers)])
     if edges is not None:
         if odd:
             raise ValueError(
                 f"bands need numbers, found {', '.join(map(repr, odd[:3]))}; leave out its bands, or mend it"
             )
         column = _banded(name, numbers, _ascending(edges))
-    elif not odd and len(known) > FEW_NUMBERS:
+    elif not odd and len(values) > FEW_NUMBERS:
         column = _banded(name, numbers, _thirds(numbers[~np.isnan(numbers)]))
     else:
-        column = _from_names(name, [cell or UNKNOWN for cell in cells], sorted(set(filter(None, cells)), key=_rank))
-    if len(column.groups) == 1:
-        raise ValueError(
-            f"it is the same for all {len(cells)} cases ({column.groups[0]}), so there is nothing to compare"
+        column = _categories(name, cells)
+    known = len(cells) - column.unknown
+    if len(column.groups) < 2:
+        same = (
+            f"is the same for all {known} cases ({column.groups[0]})"
+            if known
+            else f"is blank for all {len(cells)} cases"
         )
+        where = " of which it is known" if 0 < known < len(cells) else ""
+        raise ValueError(f"it {same}{where}, so there is nothing to compare")
     sizes = [
         len({p for p, at in zip(patients, column.of_case, strict=True) if at == g}) for g in range(len(column.groups))
     ]
-    if 2 * sizes.count(1) > len(set(patients)):
+    owners = {p for p, at in zip(patients, column.of_case, strict=True) if at != NOWHERE}
+    if 2 * sizes.count(1) > len(owners):
         raise ValueError(
-            f"it is different for nearly every patient ({len(sizes)} values for {len(set(patients))} patients), so there are no "
+            f"it is different for nearly every patient ({len(sizes)} values for {len(owners)} patients), so there are no "
             "groups; numbers can be cut into bands={…}, names need to be joined to fewer ones"
         )
     return column
@@ -118,14 +133,33 @@ def _ascending(edges: Sequence[float]) -> list[float]:
 
 
 def _numbers(cells: Sequence[str]) -> tuple[Array, list[str]]:
-    """``(N,)`` the cells as numbers, NaN where blank; and the cells that are none."""
-    numbers, odd = np.full(len(cells), np.nan), []
-    for at, cell in enumerate(cells):
-        try:
-            numbers[at] = float(cell or "nan")
-        except ValueError:
-            odd.append(cell)
-    return np.where(np.isfinite(numbers), numbers, np.nan), sorted(set(odd))
+    """``(N,)`` the cells as numbers, NaN where nothing is known; and the cells that are none."""
+    found = [_as_number(cell) for cell in cells]
+    odd = {cell for cell, number in zip(cells, found, strict=True) if number is None and not _is_blank(cell)}
+    return np.array([math.nan if number is None else number for number in found]), sorted(odd)
+
+
+def _as_number(cell: str) -> float | None:
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in cell else None
+
+
+def _is_blank(cell: str) -> bool:
+    return cell.strip().lower() in UNKNOWN
+
+
+def _categories(name: str, cells: Sequence[str]) -> Column:
+    """A group a value; numbers in their order and before names, each called as it is written shortest."""
+    spelt: dict[float | str, str] = {}
+    keys = [None if _is_blank(cell) else cell if (number := _as_number(cell)) is None else number for cell in cells]
+    for key, cell in sorted(zip(keys, cells, strict=True), key=lambda pair: (len(pair[1]), pair[1])):
+        if key is not None:
+            spelt.setdefault(key, cell)
+    order = sorted(spelt, key=lambda key: (isinstance(key, str), key))
+    return _from_names(name, [None if key is None else spelt[key] for key in keys], [spelt[key] for key in order])
 
 
 def _thirds(values: Array) -> list[float]:
@@ -139,28 +173,24 @@ def _banded(name: str, numbers: Array, edges: Sequence[float]) -> Column:
     inner = [f"{low}–{high}" for low, high in itertools.pairwise(text)]
     bands = [f"< {text[0]}", *inner, f"≥ {text[-1]}"] if text else ["one band"]
     at = np.searchsorted(np.asarray(edges, float), numbers, side="right")
-    return _from_names(name, [UNKNOWN if math.isnan(x) else bands[i] for x, i in zip(numbers, at, strict=True)], bands)
+    return _from_names(name, [None if math.isnan(x) else bands[i] for x, i in zip(numbers, at, strict=True)], bands)
 
 
-def _from_names(name: str, of_case: Sequence[str], order: Sequence[str]) -> Column:
-    """Groups in ``order``, ``unknown`` last, as far as they occur."""
+def _from_names(name: str, of_case: Sequence[str | None], order: Sequence[str]) -> Column:
+    """Groups in ``order``, as far as they occur; None is in none of them."""
     there = set(of_case)
-    groups = [group for group in [*(g for g in order if g != UNKNOWN), UNKNOWN] if group in there]
+    groups = [group for group in order if group in there]
     at = {group: i for i, group in enumerate(groups)}
-    return Column(name, tuple(groups), np.array([at[group] for group in of_case], np.int64))
+    of = [NOWHERE if group is None else at[group] for group in of_case]
+    return Column(name, tuple(groups), np.array(of, np.int64))
 
 
 def _crossed(one: Column, other: Column) -> Column:
     """What two columns say together, in the order of both."""
-    found, of_case = np.unique(one.of_case * len(other.groups) + other.of_case, return_inverse=True)
+    both = (one.of_case != NOWHERE) & (other.of_case != NOWHERE)
+    found, place = np.unique((one.of_case * len(other.groups) + other.of_case)[both], return_inverse=True)
+    of_case = np.full(len(both), NOWHERE, np.int64)
+    of_case[both] = place
     names = [divmod(int(code), len(other.groups)) for code in found]
     groups = tuple(f"{one.groups[a]} × {other.groups[b]}" for a, b in names)
-    return Column(f"{one.name} × {other.name}", groups, of_case.astype(np.int64))
-
-
-def _rank(cell: str) -> tuple[float, str]:
-    """Codes by their number, names by their letters."""
-    try:
-        return float(cell), cell
-    except ValueError:
-        return math.inf, cell
+    return Column(f"{one.name} × {other.name}", groups, of_case)

@@ -4,6 +4,9 @@
 every metric with a value a case               its mean over the cases that have one (``dice``, ``nsd``; ``ece`` of masks …)
 ``sensitivity`` ``precision`` ``f1``           detection: pooled over the counts ``tp``, ``fp``, ``fn`` of the cases
 ``fp_per_scan``
+``calibration_gap``                            detection, from the rows ``confidence``: what the scores of the counted boxes
+                                               promise less what is true of them, (Σ confidence − Σ tp) / Σ (tp + fp);
+                                               above 0 they promise too much
 ``sensitivity`` ``specificity``                classification, from the rows ``probability`` of a class: pooled over the cases
 ``auroc`` ``auprc`` ``brier`` ``ece``          that are called and that are true
 ``accuracy``                                   classification: the mean of the rows ``correct``
@@ -27,13 +30,14 @@ from medseg.errors import all_at_once
 from medseg.evaluation.audit_cases import AuditCases
 from medseg.evaluation.calibration import BINS, bin_of
 from medseg.evaluation.classification import Answers
+from medseg.evaluation.shares import share
 from medseg.volume import Array
 
-DEFAULT = ("dice", "nsd", "auroc", "sensitivity", "specificity", "precision", "fp_per_scan", "ece")
+DEFAULT = ("dice", "nsd", "auroc", "sensitivity", "specificity", "precision", "fp_per_scan", "ece", "calibration_gap")
 """What is audited unless metrics are named, as far as the rows give it: the fewer questions, the surer the answers."""
 
 _COUNTS = ("tp", "fp", "fn")
-_PROBABILITY, _CORRECT = "probability", "correct"
+_PROBABILITY, _CORRECT, _CONFIDENCE = "probability", "correct", "confidence"
 
 
 class Figure(Protocol):
@@ -87,7 +91,7 @@ class Share:
 
     def measure(self, weights: Array) -> tuple[Array, Array]:
         sums = weights @ np.stack([self.part, self.whole], axis=1)
-        return _divide(sums[:, 0], sums[:, 1]), sums[:, 1]
+        return share(sums[:, 0], sums[:, 1]), sums[:, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +115,7 @@ class Ranked:
     def measure(self, weights: Array) -> tuple[Array, Array]:
         true, other = (weights @ self.evidence).T
         known = self.evidence.any(axis=1)
-        rests_on = _divide(true * other, true + other, empty=0.0)
+        rests_on = share(true * other, true + other, empty=0.0)
         if not known.any():
             return np.full(len(weights), np.nan), rests_on
         probability, truth, weights = self.probability[known, None], self.truth[known, None], weights[:, known]
@@ -147,7 +151,7 @@ class CalibrationError:
 
     def measure(self, weights: Array) -> tuple[Array, Array]:
         sums = weights @ self._gaps
-        return _divide(np.abs(sums[:, :-1]).sum(axis=1), sums[:, -1]), sums[:, -1]
+        return share(np.abs(sums[:, :-1]).sum(axis=1), sums[:, -1]), sums[:, -1]
 
 
 def figures_of(cases: AuditCases, metrics: Sequence[str] | None = None) -> list[Figure]:
@@ -172,7 +176,7 @@ def figures_of(cases: AuditCases, metrics: Sequence[str] | None = None) -> list[
 
 def _makers(cases: AuditCases) -> dict[str, Callable[[], list[Figure]]]:
     """Metric → what makes its figures, for all that the rows give."""
-    inputs = (*_COUNTS, _PROBABILITY, _CORRECT)
+    inputs = (*_COUNTS, _PROBABILITY, _CORRECT, _CONFIDENCE)
     makers: dict[str, Callable[[], list[Figure]]] = {}
     for metric in cases.metrics():
         if metric not in inputs:
@@ -180,6 +184,8 @@ def _makers(cases: AuditCases) -> dict[str, Callable[[], list[Figure]]]:
     if all(cases.labels(count) for count in _COUNTS):
         for metric in ("sensitivity", "precision", "f1", "fp_per_scan"):
             makers[metric] = partial(_pooled, cases, metric)
+    if cases.labels(_CONFIDENCE):
+        makers["calibration_gap"] = partial(_promised, cases)
     if cases.labels(_PROBABILITY):
         for metric in ("auroc", "auprc", "sensitivity", "specificity", "brier", "ece"):
             makers[metric] = partial(_of_probabilities, cases, metric)
@@ -212,6 +218,14 @@ def _pooled(cases: AuditCases, metric: str) -> list[Figure]:
     return figures
 
 
+def _promised(cases: AuditCases) -> list[Figure]:
+    figures: list[Figure] = []
+    for label in cases.labels(_CONFIDENCE):
+        stated, tp, fp = (np.nan_to_num(cases.measured[name, label].value) for name in (_CONFIDENCE, "tp", "fp"))
+        figures.append(Share("calibration_gap", label, stated - tp, tp + fp))
+    return figures
+
+
 def _of_probabilities(cases: AuditCases, metric: str) -> list[Figure]:
     figures: list[Figure] = []
     for label in cases.labels(_PROBABILITY):
@@ -228,7 +242,3 @@ def _of_probabilities(cases: AuditCases, metric: str) -> list[Figure]:
             whole = (known & side).astype(float)
             figures.append(Share(metric, label, whole * right, whole))
     return figures
-
-
-def _divide(part: Array, whole: Array, *, empty: float = np.nan) -> Array:
-    return np.divide(part, whole, out=np.full(np.shape(part), empty), where=whole > 0)

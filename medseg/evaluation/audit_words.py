@@ -14,12 +14,14 @@ _NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "brier": "Brier score",
+    "calibration_gap": "Calibration gap (mean stated score less the share of true boxes)",
     "dice": "Dice",
     "ece": "Calibration error (ECE)",
     "fp_per_scan": "False positives a scan",
     "iou": "IoU",
     "nsd": "NSD",
 }
+_RANKING = ("auroc", "auprc")
 _FREQUENCY = ("auprc", "precision", "accuracy", "f1", "brier")
 
 
@@ -123,7 +125,18 @@ def _cautions(audit: Audit) -> list[str]:
         for column, count in audit.mixed.items()
         if count
     ]
+    texts += [
+        f"Nobody knows {column} of {count} of the {audit.n_cases} cases: they are in none of its groups."
+        for column, count in audit.unknown.items()
+        if count
+    ]
     metrics = {cell.metric for cell in audit.overall}
+    ranking = [_NAMES[metric] for metric in _RANKING if metric in metrics]
+    if ranking and audit.folds > 1:
+        texts.append(
+            f"{_listed(ranking)}: the cases of {audit.folds} folds are ranked together, although each fold has a model, and so a "
+            "scale, of its own."
+        )
     frequency = [_NAMES.get(metric, metric.capitalize()) for metric in _FREQUENCY if metric in metrics]
     if frequency:
         texts.append(f"How frequent a class is in a group also moves {_listed(frequency)}.")

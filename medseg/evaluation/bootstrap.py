@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medseg.errors import MedsegError
+from medseg.evaluation.shares import mean_present, share, with_mean
 from medseg.volume import Array
 
 FEWEST_PATIENTS = 5
@@ -56,27 +57,16 @@ def estimate_means(
     sums, counts = np.zeros((len(names), values.shape[1])), np.zeros((len(names), values.shape[1]))
     np.add.at(sums, owner, np.where(present, values, 0.0))
     np.add.at(counts, owner, present)
-    means = _divide(sums.sum(0), counts.sum(0))
+    means = share(sums.sum(0), counts.sum(0))
     low, high = np.full(len(means) + 1, np.nan), np.full(len(means) + 1, np.nan)
     if samples and len(names) >= FEWEST_PATIENTS:
         draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), samples)
-        drawn = _divide(draws @ sums, draws @ counts)  # (samples, L)
-        drawn = np.concatenate([drawn, _mean_present(drawn)[:, None]], axis=1)
+        drawn = with_mean(share(draws @ sums, draws @ counts), axis=1)  # (samples, L + 1)
         enough = [*((counts > 0).sum(0) >= FEWEST_PATIENTS), (counts > 0).any(1).sum() >= FEWEST_PATIENTS]
         tail = 50 * (1 - level)
         low[enough], high[enough] = np.nanpercentile(drawn[:, enough], [tail, 100 - tail], axis=0)
     columns = [
         Estimate(float(means[i]), float(low[i]), float(high[i]), int(present[:, i].sum())) for i in range(len(means))
     ]
-    overall = float(_mean_present(means[None])[0])
+    overall = float(mean_present(means, axis=0))
     return columns, Estimate(overall, float(low[-1]), float(high[-1]), int(present.any(1).sum()))
-
-
-def _divide(sums: Array, counts: Array) -> Array:
-    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)
-
-
-def _mean_present(rows: Array) -> Array:
-    """Mean of each row over its numbers; NaN for a row without any."""
-    present = ~np.isnan(rows)
-    return _divide(np.where(present, rows, 0.0).sum(1), present.sum(1))

@@ -21,6 +21,7 @@ import numpy as np
 
 from medseg.errors import MedsegError
 from medseg.evaluation.bootstrap import FEWEST_PATIENTS, Estimate
+from medseg.evaluation.shares import share
 from medseg.evaluation.temperature import logits_of, surprise
 from medseg.volume import Array
 
@@ -123,10 +124,7 @@ def reliability(confidence: Array, correct: Array, bins: int = BINS, *, equal_ma
         edges = np.unique([0.0, *inner, 1.0])
     at = bin_of(confidence, edges)
     counts = np.bincount(at, minlength=len(edges) - 1)
-    means = [
-        np.divide(np.bincount(at, values, len(counts)), counts, out=np.full(len(counts), _NAN), where=counts > 0)
-        for values in (confidence, correct)
-    ]
+    means = [share(np.bincount(at, values, len(counts)), counts) for values in (confidence, correct)]
     return Reliability(edges, counts, *means)
 
 
@@ -141,7 +139,6 @@ class Measured:
 
     Args:
         ece: over bins of equal width, with its 95 % interval over patients (see the module).
-        if_perfect: mean and central 95 % of the ECE if every stated probability were true.
         ece_equal_mass: over bins of equally many events.
         brier, nll: of `Forecast`.
         patients: how many there are.
@@ -149,7 +146,6 @@ class Measured:
     """
 
     ece: Estimate
-    if_perfect: Estimate
     ece_equal_mass: float
     brier: float
     nll: float
@@ -158,17 +154,16 @@ class Measured:
 
 
 def measure(forecast: Forecast, *, samples: int = 1000, seed: int = 0) -> Measured:
-    """ECE with its interval, beside the ECE of a perfectly calibrated model of as many events with the same probabilities.
+    """ECE with its interval, and proper scores.
 
     Args:
-        samples: draws of patients, and of outcomes; 0 for neither. No interval below five patients.
+        samples: draws of patients; 0 for none. No interval below five patients.
     """
     confidence, correct = forecast.confidence, forecast.correct
     diagram = reliability(confidence, correct)
     names, owner = np.unique(forecast.patients, return_inverse=True)
     return Measured(
         ece=_ece_with_interval(forecast, diagram, owner, samples, seed),
-        if_perfect=_ece_if_perfect(confidence, diagram, samples, seed),
         ece_equal_mass=reliability(confidence, correct, equal_mass=True).ece,
         brier=forecast.brier,
         nll=forecast.nll,
@@ -190,16 +185,21 @@ def _ece_with_interval(forecast: Forecast, diagram: Reliability, owner: Array, s
     return Estimate(value, low, high, len(owner))
 
 
-def _ece_if_perfect(confidence: Array, diagram: Reliability, samples: int, seed: int) -> Estimate:
+def ece_if_perfect(confidence: Array, *, samples: int = 1000, seed: int = 0) -> Estimate:
+    """Mean and central 95 % of the ECE (bins of equal width) if every stated probability ``(N,)`` were true.
+
+    Args:
+        samples: draws of outcomes; 0 for none.
+    """
     count = len(confidence)
     if not samples or not count:
         return Estimate(_NAN, _NAN, _NAN, count)
-    random, bins = np.random.default_rng(seed), len(diagram.counts)
-    at, likely = bin_of(confidence, diagram.edges), confidence.astype(np.float32)
-    stated, drawn = np.bincount(at, confidence, bins), np.empty(samples)
+    random, at = np.random.default_rng(seed), bin_of(confidence, np.linspace(0.0, 1.0, BINS + 1))
+    likely = confidence.astype(np.float32)
+    stated, drawn = np.bincount(at, confidence, BINS), np.empty(samples)
     for draw in range(samples):  # one by one: all draws of many voxels together would not fit in memory
         happened = random.random(count, np.float32) < likely
-        drawn[draw] = np.abs(stated - np.bincount(at[happened], minlength=bins)).sum() / count
+        drawn[draw] = np.abs(stated - np.bincount(at[happened], minlength=BINS)).sum() / count
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Estimate(float(drawn.mean()), float(low), float(high), count)
 
@@ -209,12 +209,14 @@ class Calibration:
     """The same events as the network stated them and as the model states them.
 
     Args:
+        if_perfect: the ECE that ``after`` has to be compared with: mean and central 95 % if it stated the truth.
         scalings: the (T, b) of each model that had a part in them, each once: one, or one a fold.
         note: what has to be known to read the figures.
     """
 
     before: Measured
     after: Measured
+    if_perfect: Estimate
     scalings: tuple[tuple[float, float], ...]
     note: str = ""
 
@@ -240,7 +242,8 @@ def compare(
 ) -> Calibration:
     """Measure the same events before and after; ``scalings`` are the (T, b) of the models, in any order, also repeated."""
     first, second = (measure(forecast, samples=samples, seed=seed) for forecast in (before, after))
-    return Calibration(first, second, tuple(sorted(set(scalings))), note)
+    perfect = ece_if_perfect(after.confidence, samples=samples, seed=seed)
+    return Calibration(first, second, perfect, tuple(sorted(set(scalings))), note)
 
 
 def check_row_names(names: Iterable[str], own: Sequence[str] = (ALL,)) -> None:

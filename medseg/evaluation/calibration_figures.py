@@ -39,7 +39,7 @@ def draw_reliability(calibrations: Mapping[str, Calibration], path: Path, *, tit
         _scatter_if_perfect(axes, row.after.bins)
         for when, measured, colour in (("before", row.before, _BEFORE), ("after", row.after, _AFTER)):
             _draw(axes, measured, colour, f"{when}: ECE {measured.ece.value:.3f}")
-        perfect = row.after.if_perfect.value
+        perfect = row.if_perfect.value
         beside = "" if math.isnan(perfect) else f", {perfect:.3f} if perfect"
         axes.set_title(f"{name}\n{row.after.ece.n} events{beside}", fontsize=8, parse_math=False)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="stated probability", ylabel="share that came true")

@@ -85,7 +85,7 @@ def _row(calibration: Calibration) -> dict[str, Any]:
         row |= {f"ece_{when}": _plain(measured.ece.value), f"ece_{when}_interval": _range(measured.ece)}
         scores = {"ece_equal_mass": measured.ece_equal_mass, "brier": measured.brier, "nll": measured.nll}
         row |= {f"{name}_{when}": _plain(value) for name, value in scores.items()}
-    perfect = calibration.after.if_perfect
+    perfect = calibration.if_perfect
     row |= {"ece_if_perfect": _plain(perfect.value), "ece_if_perfect_range": _range(perfect)}
     row["bins"] = {when: _bins(measured) for when, measured in both.items()}
     return {**row, "note": calibration.note} if calibration.note else row

@@ -20,9 +20,7 @@ from medseg.evaluation.temperature import fit_temperature, logits_of, probabilit
 from medseg.volume import Array
 
 
-def choose_calibration(
-    logits: Array, truth: Array, multilabel: bool = False, alpha: float = 0.1, *, kind: str = "lac"
-) -> dict[str, Any]:
+def choose_calibration(logits: Array, truth: Array, multilabel: bool = False) -> dict[str, Any]:
     """The temperature and the level of the conformal sets, for `Model.working_point`.
 
     Both come from the same cases; one number fitted on them moves the coverage of the sets far less than their spread.
@@ -30,15 +28,13 @@ def choose_calibration(
     Args:
         logits: ``(N, K)`` of the cases of `tune`, as the network gives them.
         truth: ``(N,)`` index of the class, or ``(N, K)`` 0 or 1 (``multilabel``).
-        alpha: share of cases whose set may miss the truth.
-        kind: of `medseg.evaluation.conformal`.
 
     Raises:
-        MedsegError: options, shapes or numbers make no sense.
+        MedsegError: shapes or numbers make no sense.
     """
     temperature = fit_temperature(logits, truth, multilabel=multilabel)
     probabilities = probabilities_of(logits, multilabel=multilabel, temperature=temperature)
-    conformal = choose_conformal(probabilities, truth, multilabel=multilabel, alpha=alpha, kind=kind)
+    conformal = choose_conformal(probabilities, truth, multilabel=multilabel)
     return {"temperature": temperature, "conformal": conformal}
 
 

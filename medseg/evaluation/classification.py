@@ -35,6 +35,7 @@ from types import MappingProxyType
 import numpy as np
 
 from medseg.errors import MedsegError
+from medseg.evaluation.shares import share, with_mean
 from medseg.volume import Array
 
 HALF = 0.5
@@ -149,7 +150,7 @@ class Answers:
 
     def aurocs(self, weights: Array) -> Array:
         """``(S, K + 1)`` AUROC of every class and their mean; see `measure`."""
-        return _with_mean(np.stack([_area(*ladder) for ladder in self._ladders(weights)], axis=1))
+        return with_mean(np.stack([_area(*ladder) for ladder in self._ladders(weights)], axis=1), axis=1)
 
     def measure(self, weights: Array) -> dict[str, Array]:
         """Every metric: ``(S, K + 1)``, the classes and then their mean; NaN where there is nothing to measure.
@@ -167,27 +168,27 @@ class Answers:
             for said in (self.called, ~self.called)
         )  # fmt: skip
         total = weights.sum(axis=1, keepdims=True)
-        sensitivity, specificity = _share(tp, tp + fn), _share(tn, tn + fp)
+        sensitivity, specificity = share(tp, tp + fn), share(tn, tn + fp)
         likelihood = np.where(self.truth, self.probabilities, 1 - self.probabilities)
         surprise = -np.log(np.maximum(likelihood, _SMALLEST))
         figures = {
             "auroc": np.stack(areas, axis=1),
             "auprc": np.stack(precisions, axis=1),
-            "f1": _share(2 * tp, 2 * tp + fp + fn),
+            "f1": share(2 * tp, 2 * tp + fp + fn),
             "sensitivity": sensitivity,
             "specificity": specificity,
-            "ppv": _share(tp, tp + fp),
-            "npv": _share(tn, tn + fn),
+            "ppv": share(tp, tp + fp),
+            "npv": share(tn, tn + fn),
             "balanced_accuracy": (sensitivity + specificity) / 2,
-            "accuracy": _share(tp + tn, total),
-            "brier": _share(weights @ (self.probabilities - self.truth) ** 2, total),
-            "nll": _share(weights @ surprise, total),
+            "accuracy": share(tp + tn, total),
+            "brier": share(weights @ (self.probabilities - self.truth) ** 2, total),
+            "nll": share(weights @ surprise, total),
         }
-        found = {metric: _with_mean(values) for metric, values in figures.items()}
-        found["accuracy"][:, -1] = _share(weights @ self.right, total[:, 0])
+        found = {metric: with_mean(values, axis=1) for metric, values in figures.items()}
+        found["accuracy"][:, -1] = share(weights @ self.right, total[:, 0])
         if self.exclusive:
             found["balanced_accuracy"][:, -1] = found["sensitivity"][:, -1]
-            found["nll"][:, -1] = _share(weights @ (surprise * self.truth).sum(axis=1), total[:, 0])
+            found["nll"][:, -1] = share(weights @ (surprise * self.truth).sum(axis=1), total[:, 0])
         return found
 
     def confusion(self) -> tuple[tuple[str, ...], tuple[str, ...], Array]:
@@ -220,21 +221,21 @@ def average_precision(scores: Array, truth: Array) -> float:
 def roc_curve(scores: Array, truth: Array) -> tuple[Array, Array]:
     """False-positive rate and sensitivity at each distinct score, from (0, 0) to (1, 1); NaN where a kind is missing."""
     positive, negative = (np.append(0.0, counts[0, ::-1]) for counts in _by_score(scores, truth, _once(scores)))
-    return _share(np.cumsum(negative), negative.sum()), _share(np.cumsum(positive), positive.sum())
+    return share(np.cumsum(negative), negative.sum()), share(np.cumsum(positive), positive.sum())
 
 
 def precision_recall_curve(scores: Array, truth: Array) -> tuple[Array, Array]:
     """Recall and precision at each distinct score, falling; recall is NaN where no case is positive."""
     positive, negative = (counts[0, ::-1] for counts in _by_score(scores, truth, _once(scores)))
     true = np.cumsum(positive)
-    return _share(true, positive.sum()), _share(true, true + np.cumsum(negative))
+    return share(true, positive.sum()), share(true, true + np.cumsum(negative))
 
 
 def _area(positive: Array, negative: Array) -> Array:
     """``(S,)`` AUROC."""
     lower = np.cumsum(negative, axis=1) - negative
     wins = (positive * (lower + negative / 2)).sum(axis=1)
-    return _share(wins, positive.sum(axis=1) * negative.sum(axis=1))
+    return share(wins, positive.sum(axis=1) * negative.sum(axis=1))
 
 
 def _precision(positive: Array, negative: Array) -> Array:
@@ -242,7 +243,7 @@ def _precision(positive: Array, negative: Array) -> Array:
     positive, negative = positive[:, ::-1], negative[:, ::-1]
     true = np.cumsum(positive, axis=1)
     gained = positive * true / np.maximum(true + np.cumsum(negative, axis=1), 1)  # whole numbers: 1 is for none at all
-    return _share(gained.sum(axis=1), positive.sum(axis=1))
+    return share(gained.sum(axis=1), positive.sum(axis=1))
 
 
 def _once(scores: Array) -> Array:
@@ -256,14 +257,3 @@ def _by_score(scores: Array, truth: Array, weights: Array) -> tuple[Array, Array
     ordered = np.asarray(weights, np.float64)[:, order]
     positive = np.add.reduceat(ordered * np.asarray(truth, bool)[order], first, axis=1)
     return positive, np.add.reduceat(ordered, first, axis=1) - positive
-
-
-def _with_mean(values: Array) -> Array:
-    """``(S, K)`` → ``(S, K + 1)``: beside, the mean over the classes that have a value."""
-    mean = _share(np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1))
-    return np.concatenate([values, mean[:, None]], axis=1)
-
-
-def _share(part: Array, whole: Array) -> Array:
-    """NaN where there is nothing to be a share of."""
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0)

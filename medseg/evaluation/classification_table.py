@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medseg.evaluation.summary import MEAN, Summary
-from medseg.evaluation.text_table import aligned
+from medseg.evaluation.text_table import aligned, said
 from medseg.volume import Array
 
 _COLUMNS = {
@@ -42,7 +42,7 @@ def format_classification(summary: Summary, confusion: Confusion) -> str:
         lines = [["AUROC in", *labels, "cases"]]
         for band in bands:
             cells = [_figure(summary[band][label], interval=True) for label in labels]
-            lines.append([_said(band.removeprefix(_BAND)), *cells, _count(summary[band][MEAN])])
+            lines.append([said(band.removeprefix(_BAND)), *cells, _count(summary[band][MEAN])])
         blocks.append(aligned(lines))
     rows, columns, counts = confusion
     head = "truth \\ called" if rows == columns else "cases"
@@ -63,10 +63,10 @@ def format_comparison(summary: Summary, baselines: Mapping[str, Summary]) -> str
     for name, theirs in baselines.items():
         for metric in (metric for metric in theirs if metric == "auroc" or metric.startswith(_BAND)):
             mine, other, apart = (s[MEAN] for s in (summary[metric], theirs[metric], summary[f"{metric}_minus_{name}"]))
-            place = "all cases" if metric == "auroc" else _said(metric.removeprefix(_BAND))
+            place = "all cases" if metric == "auroc" else said(metric.removeprefix(_BAND))
             above = "–" if apart["above"] is None else f"{100 * apart['above']:.1f} % of draws"
             figures = [_figure(mine), _figure(other), _figure(apart, interval=True), above, _count(mine)]
-            lines.append([place, _said(name), *figures])
+            lines.append([place, said(name), *figures])
     return aligned(lines)
 
 
@@ -84,14 +84,10 @@ def _count(entry: Mapping[str, Any]) -> str:
 
 def _notes(summary: Summary) -> Iterator[str]:
     """Each note once, with what it is said of."""
-    said: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for metric, entries in summary.items():
         for label, entry in entries.items():
             if "note" in entry and label != MEAN:
-                said.setdefault((label, entry["note"]), []).append(_said(metric))
-    for (label, note), metrics in said.items():
+                found.setdefault((label, entry["note"]), []).append(said(metric))
+    for (label, note), metrics in found.items():
         yield f"{label}: {note}: {', '.join(metrics)}"
-
-
-def _said(name: str) -> str:
-    return name.replace("_", " ")

@@ -1,14 +1,10 @@
 """Sets of classes that hold the true one in a promised share of cases: split conformal prediction. Knows probabilities only.
 
-Each class of a case gets a non-conformity from 0 to 1; the set holds the classes up to a *level*, and the level is the
+Each class of a case gets a non-conformity from 0 to 1, here 1 − p, which gives the smallest sets on average (``lac``; Sadinle et
+al. 2019, "Least Ambiguous Set-Valued Classifiers"); the set holds the classes up to a *level*, and the level is the
 ⌈(n + 1)(1 − α)⌉-th smallest of what the true classes of n `tune` cases had (Angelopoulos & Bates 2021, "A Gentle Introduction to
 Conformal Prediction", §1). Where new cases are like those of `tune`, the set then holds the true class in 1 − α of them or more.
 Where n < 1/α − 1 no level promises so much: it is 1, every class is in every set, and that is logged.
-
-- ``lac``, 1 − p: the smallest sets on average (Sadinle et al. 2019, "Least Ambiguous Set-Valued Classifiers").
-- ``aps``, the sum of all probabilities down to and with the class: sets that grow with difficulty (Romano et al. 2020,
-  "Classification with Valid and Adaptive Coverage"), here without their random number, so that a case always gets the same set;
-  with few classes or many errors they are larger than they need be.
 
 Exclusive classes: an empty set is given the likeliest class, which can only add coverage. Several classes a case: each class has
 a level of its own, from the cases that show it, and the promise is made for each class; an empty set means none.
@@ -28,11 +24,14 @@ from medseg.errors import MedsegError
 from medseg.volume import Array
 
 logger = logging.getLogger(__name__)
-KINDS = ("lac", "aps")
+ALPHA = 0.1
+"""The share of cases whose set may miss the truth."""
+KIND = "lac"
+"""How non-conformity is measured, as models state it."""
 
 
 def choose_conformal(
-    probabilities: Array, truth: Array, *, multilabel: bool = False, alpha: float = 0.1, kind: str = "lac"
+    probabilities: Array, truth: Array, *, multilabel: bool = False, alpha: float = ALPHA
 ) -> dict[str, Any]:
     """The level of a set that misses the truth in ``alpha`` of the cases at most, as plain data for a model.
 
@@ -41,13 +40,13 @@ def choose_conformal(
         truth: ``(N,)`` index of the class, or ``(N, K)`` 0 or 1 (``multilabel``).
 
     Returns:
-        ``{"alpha": α, "kind": kind, "level": level}``, the level a list with one a class where ``multilabel``.
+        ``{"alpha": α, "kind": "lac", "level": level}``, the level a list with one a class where ``multilabel``.
 
     Raises:
         MedsegError: options or shapes make no sense.
     """
-    _check(probabilities, truth, multilabel, alpha, kind)
-    scores = _of_truth(_non_conformity(probabilities, kind), truth, multilabel)
+    _check(probabilities, truth, multilabel, alpha)
+    scores = _of_truth(1 - np.asarray(probabilities, np.float64), truth, multilabel)
     fewest = math.ceil(round(1 / alpha - 1, 9))
     few = [len(of_class) for of_class in scores if len(of_class) < fewest]
     if few and multilabel:
@@ -63,7 +62,7 @@ def choose_conformal(
             *(alpha, fewest, few[0]),
         )
     levels = [smallest_level(of_class, alpha) for of_class in scores]
-    return {"alpha": float(alpha), "kind": kind, "level": levels if multilabel else levels[0]}
+    return {"alpha": float(alpha), "kind": KIND, "level": levels if multilabel else levels[0]}
 
 
 def smallest_level(scores: Array, alpha: float) -> float:
@@ -86,14 +85,14 @@ def in_sets(probabilities: Array, conformal: Mapping[str, Any], *, multilabel: b
         MedsegError: the stored level does not fit the classes, or its kind is not known.
     """
     probabilities = np.asarray(probabilities, np.float64)
-    kind, levels = conformal.get("kind"), np.atleast_1d(np.asarray(conformal.get("level", np.nan), np.float64))
+    levels = np.atleast_1d(np.asarray(conformal.get("level", np.nan), np.float64))
     shape = (probabilities.shape[1],) if multilabel else (1,)
-    if kind not in KINDS or levels.shape != shape or not np.isfinite(levels).all():
+    if conformal.get("kind") != KIND or levels.shape != shape or not np.isfinite(levels).all():
         wanted = f"{probabilities.shape[1]} levels, one a class" if multilabel else "one level"
         raise MedsegError(
-            f"conformal sets: expected a kind of {', '.join(KINDS)} and {wanted}, found {dict(conformal)}; train the model again"
+            f"conformal sets: expected the kind {KIND} and {wanted}, found {dict(conformal)}; train the model again"
         )
-    inside = _non_conformity(probabilities, str(kind)) <= levels
+    inside = 1 - probabilities <= levels
     if not multilabel:
         inside[np.arange(len(inside)), probabilities.argmax(1)] |= ~inside.any(1)
     return inside
@@ -127,12 +126,11 @@ def coverage_over_splits(
     probabilities: Array,
     truth: Array,
     patients: Sequence[str],
-    alpha: float = 0.1,
+    alpha: float = ALPHA,
     *,
     splits: int = 200,
     seed: int = 0,
     multilabel: bool = False,
-    kind: str = "lac",
 ) -> Coverage:
     """Coverage averaged over many random halvings of the cases by patient: one half chooses the level, the other is covered.
 
@@ -148,20 +146,20 @@ def coverage_over_splits(
     Raises:
         MedsegError: options or shapes make no sense, or there are fewer than two patients.
     """
-    _check(probabilities, truth, multilabel, alpha, kind)
+    _check(probabilities, truth, multilabel, alpha)
     probabilities, truth = np.asarray(probabilities, np.float64), np.asarray(truth)
     names, owner = np.unique(np.asarray(patients, str), return_inverse=True)
     if len(names) < 2 or len(owner) != len(truth) or splits < 1:
         found = f"{len(names)} patients of {len(owner)} cases, {len(truth)} truths, {splits} splits"
         raise MedsegError(f"coverage: expected at least two patients, a patient a case and splits ≥ 1; found {found}")
     random = np.random.default_rng(seed)
-    scores = _non_conformity(probabilities, kind)
+    scores = 1 - probabilities
     rows = []
     for _ in range(splits):
         tune = np.isin(owner, random.permutation(len(names))[: len(names) // 2])
         known, asked = (_of_truth(scores[side], truth[side], multilabel) for side in (tune, ~tune))
         level = [smallest_level(of_class, alpha) for of_class in known]
-        stated = {"kind": kind, "level": level if multilabel else level[0]}
+        stated = {"kind": KIND, "level": level if multilabel else level[0]}
         inside = in_sets(probabilities[~tune], stated, multilabel=multilabel)
         rows.append([*coverage_of(inside, truth[~tune], multilabel=multilabel), *_expected(known, asked, alpha)])
     value, size, expected, variance = np.nanmean(rows, axis=0)
@@ -182,18 +180,6 @@ def coverage_of(inside: Array, truth: Array, *, multilabel: bool = False) -> tup
     return float(held.mean()) if held.size else float("nan"), float(inside.sum(1).mean())
 
 
-def _non_conformity(probabilities: Array, kind: str) -> Array:
-    """``(N, K)`` from 0 to 1: how little each class fits."""
-    probabilities = np.asarray(probabilities, np.float64)
-    if kind == "lac":
-        return 1 - probabilities
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    falling = np.take_along_axis(probabilities, order, axis=1)
-    summed = np.empty_like(falling)
-    np.put_along_axis(summed, order, np.minimum(np.cumsum(falling, axis=1), 1.0), axis=1)
-    return summed
-
-
 def _of_truth(scores: Array, truth: Array, multilabel: bool) -> list[Array]:
     """The non-conformity of what is true: of all cases, or class by class of those that show it."""
     truth = np.asarray(truth)
@@ -212,10 +198,7 @@ def _expected(known: Sequence[Array], asked: Sequence[Array], alpha: float) -> t
     return (mean / total, variance / total**2) if total else (float("nan"), float("nan"))
 
 
-def _check(probabilities: Array, truth: Array, multilabel: bool, alpha: float, kind: str) -> None:
-    if kind not in KINDS or (multilabel and kind != "lac"):
-        wanted = "lac (several classes a case have no sum of probabilities)" if multilabel else ", ".join(KINDS)
-        raise MedsegError(f"conformal sets: expected the kind {wanted}, found {kind!r}")
+def _check(probabilities: Array, truth: Array, multilabel: bool, alpha: float) -> None:
     if not 0 < alpha < 1:
         raise MedsegError(
             f"conformal sets: expected an alpha between 0 and 1, the share that may be missed, found {alpha}"

@@ -36,6 +36,7 @@ import numpy as np
 from medseg.errors import MedsegError, all_at_once
 from medseg.evaluation.boxes import iou_matrix, longest_edges, match_boxes
 from medseg.evaluation.ranking import Matched, Ranking
+from medseg.evaluation.shares import share
 from medseg.structures import Boxes, Fault, LabelTable
 from medseg.volume import Array, Geometry
 
@@ -187,6 +188,7 @@ class LabelScore:
         thresholds: ``(N,)`` working point of each case: its own, else 1 false positive a scan of these very cases.
         own_point: whether every case brought its working point.
         tp, fp, boxes: ``(N,)`` counts of each case at the working point.
+        confidence: ``(N,)`` the sum of the scores of these boxes.
         bands: metric of each band of sizes → the longest edges in it, in words.
     """
 
@@ -208,7 +210,9 @@ class LabelScore:
         self.own_point = None not in given
         fallback = 0.0 if self.own_point else self.ranking.threshold(self.FROC, 1.0)
         self.thresholds = np.array([fallback if threshold is None else threshold for threshold in given])
-        kept = [m.partners[self.FROC][m.scores >= at] for m, at in zip(matched, self.thresholds, strict=True)]
+        counted = [m.scores >= at for m, at in zip(matched, self.thresholds, strict=True)]
+        kept = [m.partners[self.FROC][which] for m, which in zip(matched, counted, strict=True)]
+        self.confidence = np.array([float(m.scores[which].sum()) for m, which in zip(matched, counted, strict=True)])
         self.boxes = np.array([len(partners) for partners in kept])
         self.tp = np.array([int((partners >= 0).sum()) for partners in kept])
         self.fp = self.boxes - self.tp
@@ -252,7 +256,7 @@ class LabelScore:
             if not is_measurable(rate, len(self.lesions)):
                 sensitivities[at] = np.nan
         part, whole = (np.array(counts) @ weights for counts in zip(*self.shares.values(), strict=True))
-        shares = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+        shares = share(part, whole)
         coco = precisions[len(_AP) : self.FROC].mean()
         return np.concatenate([precisions[: len(_AP)], [coco], sensitivities, [sensitivities.mean()], shares])
 

@@ -1,7 +1,8 @@
 """The evaluation folder of a detector: counts of every case in the long table, pooled figures with intervals in the summary.
 
-    cases.csv      rows ``tp``, ``fp``, ``fn`` of every label of every case at the working point; ``n_gt`` and ``n_pred`` count
-                   true lesions and found boxes
+    cases.csv      rows ``tp``, ``fp``, ``fn`` of every label of every case at the working point, and where scores are
+                   probabilities ``confidence``, the sum of the scores of ``tp + fp`` boxes; ``n_gt`` and ``n_pred`` count true
+                   lesions and found boxes
     summary.json   {metric: {label: {value, low, high, n, n_cases, n_missing}}}, with a ``note`` where a figure needs a word:
                    why it is blank, what a band of sizes holds, which working point was taken
 
@@ -23,6 +24,7 @@ import numpy as np
 from medseg.evaluation.bootstrap import FEWEST_PATIENTS
 from medseg.evaluation.detection import DetectedCase, LabelScore, note_of_rates, score_labels
 from medseg.evaluation.segmentation import Row
+from medseg.evaluation.shares import with_mean
 from medseg.evaluation.summary import MEAN, ScoredCase, Summary, cases_csv, check_label_names
 from medseg.files import write_text
 from medseg.structures import LabelTable
@@ -59,6 +61,7 @@ def detection_metrics(
     samples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    calibrated: bool = False,
 ) -> Detection:
     """Every figure of `medseg.evaluation.detection` with percentile bootstrap intervals over patients.
 
@@ -70,6 +73,7 @@ def detection_metrics(
         size_edges: lengths in mm (px) between bands of sizes, by default the thirds of the lesions of each label.
         samples: bootstrap draws; 0 for no intervals.
         level: share of the draws that an interval holds.
+        calibrated: whether scores are meant as probabilities.
 
     Raises:
         MedsegError: there is no case, cases cannot be scored (all are named), or options make no sense.
@@ -77,7 +81,8 @@ def detection_metrics(
     check_label_names(list(labels.names.values()))
     scores = score_labels(cases, labels, iou=iou, size_edges=size_edges)
     summary = _summarise(scores, [case.patient for case in cases], samples, level, seed)
-    return Detection(tuple(_scored(case, i, scores) for i, case in enumerate(cases)), summary, curves_of(scores))
+    scored = tuple(_scored(case, i, scores, calibrated) for i, case in enumerate(cases))
+    return Detection(scored, summary, curves_of(scores))
 
 
 def curves_of(scores: Sequence[LabelScore]) -> dict[str, Curve]:
@@ -97,11 +102,12 @@ def write_detection(folder: Path, detection: Detection) -> None:
     write_text(folder / "summary.json", json.dumps(detection.summary, indent=1, ensure_ascii=False) + "\n")
 
 
-def _scored(case: DetectedCase, at: int, scores: Sequence[LabelScore]) -> ScoredCase:
+def _scored(case: DetectedCase, at: int, scores: Sequence[LabelScore], calibrated: bool) -> ScoredCase:
     rows = []
     for score in scores:
         n_gt, n_pred = int(score.lesions[at]), int(score.boxes[at])
         counts = {"tp": score.tp[at], "fp": score.fp[at], "fn": n_gt - score.tp[at]}
+        counts |= {"confidence": score.confidence[at]} if calibrated else {}
         rows += [Row(score.name, metric, float(count), n_gt, n_pred) for metric, count in counts.items()]
     return ScoredCase(case.id, case.patient, case.split, tuple(rows), case.fold, case.metadata)
 
@@ -109,12 +115,12 @@ def _scored(case: DetectedCase, at: int, scores: Sequence[LabelScore]) -> Scored
 def _summarise(scores: Sequence[LabelScore], patients: Sequence[str], samples: int, level: float, seed: int) -> Summary:
     keys, owner = np.unique(np.asarray(patients, str), return_inverse=True)
     metrics = scores[0].metrics
-    values = _with_mean(np.stack([score.measure(np.ones(len(owner), np.int64)) for score in scores]))
+    values = with_mean(np.stack([score.measure(np.ones(len(owner), np.int64)) for score in scores]), axis=0)
     low, high = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
     supported = _supported(scores, metrics, owner) & ~np.isnan(values)
     if samples and supported.any():
         draws = np.random.default_rng(seed).multinomial(len(keys), np.full(len(keys), 1 / len(keys)), samples)
-        drawn = np.stack([_with_mean(np.stack([score.measure(draw[owner]) for score in scores])) for draw in draws])
+        drawn = with_mean(np.stack([[score.measure(draw[owner]) for score in scores] for draw in draws]), axis=1)
         tail = 50 * (1 - level)
         low[supported], high[supported] = np.nanpercentile(drawn[:, supported], [tail, 100 - tail], axis=0)
     missing = [int(((score.lesions > 0) & (score.boxes == 0)).sum()) for score in scores]
@@ -136,15 +142,6 @@ def _summarise(scores: Sequence[LabelScore], patients: Sequence[str], samples: i
                 note.append(_NO_POINT)
             summary[metric][label] = {**entry, "note": "; ".join(note)} if note else entry
     return summary
-
-
-def _with_mean(values: Array) -> Array:
-    """``(L, M)`` → ``(L + 1, M)``: below, the mean over the labels that have a value."""
-    present = ~np.isnan(values)
-    count = present.sum(0)
-    total = np.where(present, values, 0.0).sum(0)
-    mean = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
-    return np.concatenate([values, mean[None]])
 
 
 def _supported(scores: Sequence[LabelScore], metrics: Sequence[str], owner: Array) -> Array:

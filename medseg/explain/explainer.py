@@ -16,7 +16,7 @@ from medseg.errors import MachineError, MedsegError
 from medseg.explain.evidence import CaseScore, Evidence
 from medseg.explain.grad_cam import grad_cam, grad_cam_plus_plus, layer_cam
 from medseg.explain.gradients import gradient, guided_backprop, integrated_gradients, smooth_grad
-from medseg.explain.layers import Ran, default_layer, layer_members, parameters_from, run_order
+from medseg.explain.layers import Ran, default_layer, layer_members, run_order
 from medseg.explain.occlusion import occlusion
 from medseg.explain.stitching import Stitching
 from medseg.explain.targets import Target, aims_of, region_on_plan
@@ -156,23 +156,17 @@ class Explainer:
         """The number that is explained: the score of the case, put together from its windows; the mean of the members."""
         return float(np.mean([score(array) for score in self._scores(array, name, region)]))
 
-    def with_shuffled_weights(self, seed: int, down_to: str | None = None) -> Explainer:
-        """The same with networks that have forgotten (Adebayo et al. 2018, cascading randomisation).
+    def with_shuffled_weights(self, seed: int) -> Explainer:
+        """The same with networks that have forgotten (Adebayo et al. 2018, model parameter randomisation).
 
         Args:
             seed: of the shuffling: the numbers of each parameter are put in another order, which keeps their spread.
-            down_to: the layer at which the shuffling ends on its way from the output to the input; None shuffles all.
-
-        Raises:
-            MedsegError: a layer that does not exist.
         """
         rng = np.random.default_rng(seed)
-        chosen = parameters_from(self._ran, self._members[0].network, down_to)
         models = []
         for model in self.models:
             network = model.network_module(self._how["trust"]).requires_grad_(False)
-            for name in chosen:
-                weight = network.get_parameter(name)
+            for weight in network.parameters():
                 order = torch.from_numpy(rng.permutation(weight.numel()))
                 weight.copy_(weight.flatten()[order].reshape(weight.shape))
             models.append(replace(model, weights=network.state_dict()))  # under every name that a weight has

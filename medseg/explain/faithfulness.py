@@ -4,7 +4,8 @@ Deletion replaces the image from the highest values of the map on: a good map ma
 **small** area. Insertion brings the image back into a fully replaced one in the same order: a **large** area is good. What is
 replaced at a time are regions, not single pixels (Samek et al. 2017, "Evaluating the visualization of what a deep neural
 network has learned"): cells of a 32nd of each side, ranked by their mean, so that every map tears the image in pieces of the
-same size and a grainy map gains nothing by noise that the network has never seen.
+same size and a grainy map gains nothing by noise that the network has never seen. What stands in is the image blurred until no
+structure is left: least strange to a network, and brightness stays where it was.
 
     score           1  the whole image, 0  the fully replaced one; clipped to 0…1, so that no case outweighs the others
     share           of the pixels that were replaced (deletion) or are back (insertion)
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from scipy import ndimage
@@ -26,8 +26,6 @@ from medseg.volume import Array
 
 Score = Callable[[Array], float]
 """An image ``(C, *S)`` → how much it speaks for the target."""
-
-Fill = Literal["blur", "mean", "zero"]
 
 STEPS = 24
 """Points of a curve after the first: both curves of a map cost 46 scores."""
@@ -66,16 +64,9 @@ class Probe:
     empty: float
 
     @classmethod
-    def of(cls, image: Array, score: Score, *, fill: Fill = "blur") -> Probe:
-        """Ask for the score of the whole and of the fully replaced image.
-
-        Args:
-            fill: ``blur`` is least strange to a network and leaves brightness where it was; ``mean`` of each channel; ``zero``.
-
-        Raises:
-            MedsegError: an unknown fill.
-        """
-        replaced = replacement(image, fill)
+    def of(cls, image: Array, score: Score) -> Probe:
+        """Ask for the score of the whole and of the fully replaced image."""
+        replaced = blurred(image)
         return cls(image, replaced, score, float(score(image)), float(score(replaced)))
 
     @property
@@ -83,17 +74,15 @@ class Probe:
         """Whether the image scores above nothing at all; if not, there is no evidence that could be taken away."""
         return self.whole > self.empty
 
-    def deletion(self, heat: Array, *, steps: int = STEPS, seed: int = 0) -> Curve:
+    def deletion(self, heat: Array, *, seed: int = 0) -> Curve:
         """The curve of taking the image away, highest values of ``heat`` ``(*S)`` first; the smaller its area the better."""
-        return self._curve(heat, True, steps, seed)
+        return self._curve(heat, True, seed)
 
-    def insertion(self, heat: Array, *, steps: int = STEPS, seed: int = 0) -> Curve:
+    def insertion(self, heat: Array, *, seed: int = 0) -> Curve:
         """The curve of bringing the image back, highest values of ``heat`` ``(*S)`` first; the larger its area the better."""
-        return self._curve(heat, False, steps, seed)
+        return self._curve(heat, False, seed)
 
-    def _curve(self, heat: Array, deleting: bool, steps: int, seed: int) -> Curve:
-        if steps < 1:
-            raise MedsegError(f"faithfulness: steps: expected at least 1, found {steps}")
+    def _curve(self, heat: Array, deleting: bool, seed: int) -> Curve:
         if not self.is_telling:
             raise MedsegError(
                 f"faithfulness: the whole image scores {self.whole:g}, not above the fully replaced one ({self.empty:g}): "
@@ -102,7 +91,7 @@ class Probe:
         rank = ranks_of_cells(heat, seed)
         cells = int(rank.max()) + 1
         scores, shares = [], []
-        for many in np.linspace(0, cells, min(steps, cells) + 1).round().astype(int):
+        for many in np.linspace(0, cells, min(STEPS, cells) + 1).round().astype(int):
             reached = rank < many
             if 0 < many < cells:
                 score = float(self.score(np.where(reached == deleting, self.replaced, self.image)))
@@ -129,13 +118,6 @@ def ranks_of_cells(heat: Array, seed: int = 0) -> Array:
     return rank[cell]
 
 
-def replacement(image: Array, fill: Fill) -> Array:
-    """``(C, *S)`` what stands in for an image ``(C, *S)`` that is taken away. Raises MedsegError for an unknown fill."""
-    if fill not in get_args(Fill):
-        raise MedsegError(f"faithfulness: fill: expected one of {', '.join(get_args(Fill))}, found {fill!r}")
-    if fill == "zero":
-        return np.zeros_like(image)
-    if fill == "mean":
-        axes = tuple(range(1, image.ndim))
-        return np.broadcast_to(image.mean(axis=axes, keepdims=True), image.shape).astype(image.dtype)
-    return ndimage.gaussian_filter(image, [0, *(_BLUR * length for length in image.shape[1:])])
+def blurred(image: Array) -> Array:
+    """``(C, *S)`` what stands in for an image ``(C, *S)`` that is taken away."""
+    return np.asarray(ndimage.gaussian_filter(image, [0, *(_BLUR * length for length in image.shape[1:])]))

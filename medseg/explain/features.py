@@ -15,7 +15,7 @@ from medseg.errors import MedsegError
 from medseg.explain.layers import watching
 from medseg.volume import Array
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,34 @@ class Ascent:
             )
 
 
-def first_filters(network: nn.Module) -> tuple[str, Array]:
-    """The name and the weights ``(K, C, *kernel)`` of the first convolution among the modules, which images meet first.
+def first_filters(network: nn.Module, image: Array) -> tuple[str, Array]:
+    """The name and the weights ``(K, C, *kernel)`` of the convolution that an image meets first, wherever it is declared.
+
+    Args:
+        image: ``(C, *S)`` as the network takes it; convolutions along fewer axes are passed over.
 
     Raises:
-        MedsegError: the network has none.
+        MedsegError: it meets none.
     """
-    for name, module in network.named_modules():
-        if isinstance(module, _CONVOLUTIONS):
-            return name, module.weight.detach().cpu().float().numpy()
-    raise MedsegError(
-        f"features: expected a network with a convolution, found none in {type(network).__name__}; it has no filters to show"
-    )
+    kind = _CONVOLUTIONS[image.ndim - 1]
+    known = {name: module for name, module in network.named_modules() if isinstance(module, kind)}
+    met: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: met.append(name))  # type: ignore[misc]
+        for name, module in known.items()
+    ]
+    try:
+        with torch.no_grad():
+            network(torch.from_numpy(image[None]).float().to(_device(network)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not met:
+        raise MedsegError(
+            f"features: expected a network that looks at its input with a {kind.__name__}, found none in "
+            f"{type(network).__name__}; it has no filters to show"
+        )
+    return met[0], known[met[0]].weight.detach().cpu().float().numpy()
 
 
 def activations(network: nn.Module, layer: str, image: Array) -> Array:

@@ -119,25 +119,6 @@ def default_layer(ran: Sequence[Ran], patch: Sequence[int], task: str) -> str:
     return [name for name in same if name.count(".") == fewest][-1]
 
 
-def parameters_from(ran: Sequence[Ran], network: nn.Module, down_to: str | None) -> list[str]:
-    """The names of the parameters from the network's output down to a layer, and in it; all where ``down_to`` is None.
-
-    Raises:
-        MedsegError: no such layer has run.
-    """
-    owned = {
-        name: [f"{name}.{own}" if name else own for own, _ in module.named_parameters(recurse=False)]
-        for name, module in network.named_modules()
-    }
-    if down_to is None:
-        return [parameter for names in owned.values() for parameter in names]
-    order = [one.name for one in ran if owned[one.name]]
-    inside = [at for at, name in enumerate(order) if f"{name}.".startswith(f"{down_to}.")]
-    if not inside:
-        raise MedsegError(f"layer {down_to!r}: the network has no such layer with weights; it has {_listed(order)}")
-    return [parameter for name in order[inside[0] :] for parameter in owned[name]]
-
-
 @contextlib.contextmanager
 def watching(network: nn.Module, layers: Sequence[str], *, only: bool = False) -> Iterator[dict[str, Tensor]]:
     """While it is entered, the maps of ``layers`` are noted as they are made, by name.

@@ -1,7 +1,7 @@
 """Does the map point at the lesion? Its energy in and near the true mask, the pointing game, and how far off its centre lies.
 
-Only the positive part of a map counts. ``spacing`` is the size of a voxel, ``reach`` and distances are in its unit (pixels
-where it is not given). Masks are ``(*S)`` booleans with at least one voxel. A map without any positive value points nowhere:
+Only the positive part of a map counts. ``spacing`` is the size of a voxel, `REACH` and distances are in its unit (pixels where
+it is not given). Masks are ``(*S)`` booleans with at least one voxel. A map without any positive value points nowhere:
 its energy and its hit are 0, so that a method cannot gain by staying silent, and its centre is blank.
 """
 
@@ -19,15 +19,15 @@ REACH = 10.0
 """How near the lesion still counts as pointing at it: its rim and its shadow, which speak for it too."""
 
 
-def surroundings(mask: Array, *, reach: float = REACH, spacing: Sequence[float] | None = None) -> Array:
-    """``(*S)`` booleans: the mask and all within ``reach`` of it, voxel centre to voxel centre.
+def surroundings(mask: Array, *, spacing: Sequence[float] | None = None) -> Array:
+    """``(*S)`` booleans: the mask and all within `REACH` of it, voxel centre to voxel centre.
 
     Raises:
         MedsegError: the mask is empty.
     """
     if not mask.any():
         raise MedsegError("pointing: expected a mask with at least one voxel, found an empty one; leave the case out")
-    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing) <= reach)
+    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing) <= REACH)
 
 
 def energy(heat: Array, region: Array) -> float:

@@ -103,11 +103,6 @@ def aims_of(prediction: Prediction, targets: Iterable[Target]) -> list[Aim]:
     return aims
 
 
-def region(target: Target, prediction: Prediction) -> Array | None:
-    """The voxels of one target on the scan's own grid, bool; None for a class. Raises MedsegError as `aims_of`."""
-    return aims_of(prediction, [target])[0].region
-
-
 def region_on_plan(region: Array, restoration: Restoration, plan: Plan) -> Array:
     """Voxels of the scan's own grid → the plan's grid, ``restoration.shape`` bool; what is too small for it keeps a voxel.
 

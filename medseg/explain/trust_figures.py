@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medseg.errors import MedsegError
+from medseg.evaluation.bootstrap import Estimate
 from medseg.evaluation.figures import save_figure
 from medseg.explain.baselines import NAMES
 from medseg.explain.faithfulness import STEPS, Curve
@@ -80,7 +81,7 @@ def draw_trust(table: TrustTable, path: Path, *, title: str = "") -> None:
         shown = methods if (at - 1) % columns == 0 else [""] * len(methods)
         axes.set_yticks(range(len(methods)), shown, parse_math=False)
         axes.set_ylim(len(methods) - 0.4, -0.6)
-        axes.set_xlim(0, 1)
+        axes.set_xlim(*_limits([own[measure] for own in table.estimates.values() if measure in own]))
         axes.set_title(_PANELS[measure], fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(axis="x", alpha=0.3)
@@ -88,6 +89,13 @@ def draw_trust(table: TrustTable, path: Path, *, title: str = "") -> None:
     shown_flags = flagged if any(table.flags.values()) else ""
     figure.suptitle("\n".join(filter(None, (title, shown_flags))), fontsize=8, parse_math=False)
     save_figure(figure, path)
+
+
+def _limits(estimates: Sequence[Estimate]) -> tuple[float, float]:
+    """0…1, or as far as bars and intervals reach beyond: rank correlations may be negative."""
+    ends = np.array([[estimate.value, estimate.low, estimate.high] for estimate in estimates])
+    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+    return min(1.05 * low, 0.0), 1.05 * high if high > 1 else 1.0
 
 
 def _mean_score(curves: Sequence[Curve], share: Array) -> Array:

@@ -29,6 +29,7 @@ from medseg.errors import MedsegError
 from medseg.evaluation.bootstrap import Estimate, estimate_means
 from medseg.evaluation.detection import THIRDS
 from medseg.evaluation.text_table import aligned
+from medseg.explain.baselines import NAMES
 from medseg.explain.sanity import flags_of
 from medseg.explain.trust import TrustCase
 from medseg.files import write_text
@@ -43,6 +44,7 @@ _HEADINGS = {
     "insertion": "insertion ↑",
     "stability": "stability",
     "shuffled_rank": "shuffled rank",
+    "shuffled_floor": "among shuffled",
     "shuffled_ssim": "shuffled SSIM",
 }
 _WITH_INTERVAL = ("energy_near", "deletion", "insertion")
@@ -109,6 +111,7 @@ def gather(cases: Sequence[TrustCase], method: str, *, samples: int = 1000, seed
         raise MedsegError(f"trust: expected cases measured with {method!r}, found {', '.join(names) or 'no case'}")
     columns, edges = _columns(cases)
     claims = _claims(columns, method, len(cases))
+    names.sort(key=lambda name: (name != method, name in NAMES))  # a method may have failed in the first case
     patients = [case.patient for case in cases]
     figures = np.stack([*columns.values(), *(claim.figures for claim in claims)], axis=1)
     found, _ = estimate_means(figures, patients, samples=samples, seed=seed)
@@ -217,7 +220,7 @@ def _entry(estimate: Estimate) -> dict[str, Any]:
     return {**{key: None if math.isnan(value) else value for key, value in figures.items()}, "n": estimate.n}
 
 
-def format_trust(table: TrustTable, *, markdown: bool = False) -> str:
+def format_trust(table: TrustTable) -> str:
     """Lines to read: a row a method, its energy near lesions of each third, then the checks of the aim one by one."""
     shown = {m: heading for m, heading in _HEADINGS.items() if any(m in own for own in table.estimates.values())}
     rows = [["method", *shown.values(), "flags"]]
@@ -229,19 +232,13 @@ def format_trust(table: TrustTable, *, markdown: bool = False) -> str:
         low, high = (f"{edge:.4g}" for edge in table.size_edges)
         thirds = [f"energy_near_{word}" for word in THIRDS]
         rows = [["method", *(f"{word} lesions" for word in THIRDS)]]
-        rows += [[n, *(_figure(own[m], interval=True) for m in thirds)] for n, own in table.estimates.items()]
+        for name, own in table.estimates.items():
+            rows.append([name, *(_figure(own.get(m, _NOTHING), interval=True) for m in thirds)])
         blocks.append((f"energy near the lesion, in thirds by its size (up to {low}, up to {high}, above)", rows))
     rows = [["aim", "figure", "holds"]]
     rows += [[c.claim, _figure(c.estimate, interval=True), _WORDS[c.passed]] for c in table.checks]
     blocks.append((f"{table.method} reaches the aim: {_WORDS[table.passed]}", rows))
-    return "\n\n".join(f"{title}\n\n{_laid_out(rows, markdown)}" for title, rows in blocks)
-
-
-def _laid_out(rows: list[list[str]], markdown: bool) -> str:
-    if markdown:
-        rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return aligned(rows)
+    return "\n\n".join(f"{title}\n\n{aligned(rows)}" for title, rows in blocks)
 
 
 def _figure(estimate: Estimate, *, interval: bool) -> str:

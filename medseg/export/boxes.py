@@ -33,7 +33,8 @@ def write_boxes(prediction: Prediction, folder: Path, *, every: bool = False) ->
     if boxes is None:
         raise MedsegError(f"case {prediction.case!r}: the prediction holds no boxes to write")
     table, grid = prediction.labels, prediction.geometry
-    return write_boxes_json(boxes, grid, table, folder / NAME, thresholds=prediction.thresholds)
+    least = {name: score for name, score in prediction.thresholds.items() if name not in prediction.classes}
+    return write_boxes_json(boxes, grid, table, folder / NAME, thresholds=least)
 
 
 def write_boxes_json(

@@ -1,7 +1,8 @@
 """Sheets of what a network has learned: a tile a filter, a channel or an input, each with its title, in one PNG.
 
-Volumes are shown by their central axial slice, the patient's right on the left and anterior up. What is on a sheet is decided
-elsewhere; nothing here is meant for measuring.
+Volumes are shown by the slice in the middle of their third axis, as they lie on the plan's grid: of scans that were turned to RAS
+it is axial, the patient's right on the left and anterior up; of scans as they are stored it is whatever lies along that axis.
+What is on a sheet is decided elsewhere; nothing here is meant for measuring.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def draw_sheet(tiles: Sequence[Tile], path: Path, *, title: str) -> Path:
 
 
 def central_slice(values: Array) -> Array:
-    """``(I, J)`` of ``(I, J)`` or, axial and turned as it is looked at, of ``(I, J, K)`` along RAS+."""
+    """``(I, J)`` of ``(I, J)`` or, from the middle of K and turned as RAS+ is looked at, of ``(I, J, K)``."""
     return values if values.ndim == 2 else values[::-1, ::-1, values.shape[2] // 2]
 
 

@@ -61,7 +61,8 @@ def boxed_labels(prediction: Prediction) -> set[str]:
     if prediction.boxes is None:
         return set()
     names = prediction.labels.names
-    return {*(prediction.thresholds or names.values()), *(names[int(value)] for value in prediction.boxes.labels)}
+    pointed = set(prediction.thresholds) - set(prediction.classes)
+    return {*(pointed or names.values()), *(names[int(value)] for value in prediction.boxes.labels)}
 
 
 def longest_diameter(region: Array, spacing: tuple[float, ...]) -> float:

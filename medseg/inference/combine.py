@@ -25,7 +25,8 @@ def combine(predictions: Mapping[str, Prediction]) -> Prediction:
 
     Returns:
         A prediction with the labels of `combined_labels`. Each label of a model with boxes has a threshold, which tells it
-        from those that only a mask knows. It holds no mask, boxes or classes where no model has any.
+        from those that only a mask knows; classes have those of their models. It holds no mask, boxes or classes where no model
+        has any, and a set of classes where all models with classes have one.
 
     Raises:
         MedsegError: there is none, one holds nothing, or they lie on different grids.
@@ -50,9 +51,20 @@ def combine(predictions: Mapping[str, Prediction]) -> Prediction:
         for label in prediction.labels.names.values()
     }
     mask, boxes = _painted(predictions, values), _ranked(predictions, values)
-    classes = {f"{name}/{label}": p for name, found in predictions.items() for label, p in found.classes.items()}
+    of_classes = {name: found for name, found in predictions.items() if found.classes}
+    thresholds |= {f"{name}/{label}": t for name, found in of_classes.items() for label, t in found.thresholds.items()}
+    classes = {f"{name}/{label}": p for name, found in of_classes.items() for label, p in found.classes.items()}
+    sets = [(name, found.class_set) for name, found in of_classes.items() if found.class_set is not None]
+    inside = tuple(f"{name}/{label}" for name, held in sets for label in held)
     return Prediction(
-        first.case, first.geometry, labels, mask=mask, boxes=boxes, thresholds=thresholds, classes=classes
+        first.case,
+        first.geometry,
+        labels,
+        mask=mask,
+        boxes=boxes,
+        thresholds=thresholds,
+        classes=classes,
+        class_set=inside if sets and len(sets) == len(of_classes) else None,
     )
 
 

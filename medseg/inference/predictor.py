@@ -235,6 +235,7 @@ def check_member(first: Model, other: Model) -> None:
     """Raises MedsegError unless both may be averaged: one preprocessing, patch, task and set of labels."""
     for name, a, b in (
         ("preprocessing", first.plan.preprocessing_key(), other.plan.preprocessing_key()),
+        ("labels", dict(first.plan.labels.names), dict(other.plan.labels.names)),
         ("patch_size", first.plan.patch_size, other.plan.patch_size),
         ("task", dict(first.task), dict(other.task)),
     ):

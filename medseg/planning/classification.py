@@ -31,29 +31,55 @@ def class_cohort(cohort: Cohort, spec: Mapping[str, Any]) -> Cohort:
     Raises:
         MedsegError: no case has a class, or all have the same one; a region is wanted and nobody says where.
     """
-    by_mask, several = _looks_at_mask(spec), bool(spec.get("multilabel", False))
-    kept, faults = [], []
+    kept, faults, classes, problem = _sorted_out(cohort, spec)
+    if problem:
+        heading = f"classification: {problem}"
+        raise all_at_once(f"{heading}:", map(str, faults[:10])) if faults else MedsegError(heading)
+    positive = spec.get("positive")
+    if positive is not None:
+        classes = (*(name for name in classes if name != positive), positive)
+    seen = seen_cohort(replace(cohort, cases=tuple(kept)), spec)
+    return replace(seen, faults=(*cohort.faults, *faults), classes=classes)
+
+
+def class_faults(cohort: Cohort, spec: Mapping[str, Any]) -> list[Fault]:
+    """What keeps cases, or (a fault without case) all of them, from being of use to a classifier.
+
+    Args:
+        spec: of the task.
+    """
+    _, faults, _, problem = _sorted_out(cohort, spec)
+    return [*faults, *([Fault("", "classes", problem)] if problem else [])]
+
+
+def seen_cohort(cohort: Cohort, spec: Mapping[str, Any]) -> Cohort:
+    """What a classifier looks at: without ``region`` neither masks nor boxes."""
+    if _looks_at_mask(spec):
+        return cohort
+    return replace(cohort, cases=tuple(replace(case, label=None, boxes=None) for case in cohort.cases), labels=None)
+
+
+def _sorted_out(cohort: Cohort, spec: Mapping[str, Any]) -> tuple[list[Case], list[Fault], tuple[str, ...], str]:
+    """The cases that can be used, why others cannot, the classes, and what is wrong with these (nothing: ``""``)."""
+    by_mask, several, positive = _looks_at_mask(spec), bool(spec.get("multilabel", False)), spec.get("positive")
+    kept: list[Case] = []
+    faults: list[Fault] = []
     for case in cohort.cases:
         reason = _fault_of(case, several, by_mask)
         if reason:
             faults.append(Fault(case.id, *reason))
         else:
-            kept.append(case if by_mask else replace(case, label=None, boxes=None))
-    classes = classes_of(kept, several=several)
+            kept.append(case)
+    classes, problem = classes_of(kept, several=several), ""
     if len(classes) < (1 if several else 2):
-        found = f"{', '.join(classes) or 'none'} in {len(kept)} of {len(cohort.cases)} cases that can be used"
-        raise all_at_once(
-            f"classification: expected {'a class' if several else 'two classes or more'}, found {found}. Name the class of each "
-            "case in the column class of the table (data.columns={class: <its name>}):",
-            [str(fault) for fault in faults[:10]] or ["no case is without a class"],
+        problem = (
+            f"expected {'a class' if several else 'two classes or more'}, found {', '.join(classes) or 'none'} in {len(kept)} of "
+            f"{len(cohort.cases)} cases that can be used. Name the class of each case in the column class of the table "
+            "(data.columns={class: <its name>})"
         )
-    positive = spec.get("positive")
-    if positive is not None:
-        if positive not in classes:
-            raise MedsegError(f"task.positive={positive!r}: expected one of the classes {', '.join(classes)}")
-        classes = (*(name for name in classes if name != positive), positive)
-    labels = cohort.labels if by_mask else None
-    return replace(cohort, cases=tuple(kept), labels=labels, faults=(*cohort.faults, *faults), classes=classes)
+    elif positive is not None and positive not in classes:
+        problem = f"task.positive={positive!r}: expected one of the classes {', '.join(classes)}"
+    return kept, faults, classes, problem
 
 
 def _fault_of(case: Case, several: bool, by_mask: bool) -> tuple[str, str] | None:

@@ -13,15 +13,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from medseg.errors import MedsegError
 from medseg.planning.fingerprint import Fingerprint
-from medseg.planning.normalisation import plan_channels, short
+from medseg.planning.grids import Grids, oriented, plan_crop, plan_orders, plan_spacing
+from medseg.planning.normalisation import plan_channels
 from medseg.planning.overrides import check_whole, checked_overrides, positive, whole
-from medseg.planning.plan import Channel, Plan
+from medseg.planning.plan import Plan
 from medseg.planning.topology import (
     ANISOTROPY,
     BLOCKS,
@@ -43,10 +44,6 @@ from medseg.volume import Array
 
 logger = logging.getLogger(__name__)
 
-COARSE = 3.0
-"""An axis along which slices lie this much further apart than the voxels within them is resampled on its own."""
-CROP_SAVES = 0.25
-"""Images are cropped to what is not zero if that saves this share of their voxels."""
 WIDTHS = (32, 24, 16)
 """Features of the first stage: nnU-Net's 32, or the next that leaves room for patches."""
 WEIGHTS_SHARE = 1 / 2
@@ -84,7 +81,8 @@ def make_plan(
         channels: a name a channel; ``CT`` decides normalisation where the files do not say the modality.
         memory_gb: what training may take for weights and activations (`topology.training_bytes`).
         orientation: ``RAS`` (default in 3D) or ``stored`` (pictures always).
-        divisor: of the network's input size, where it does not follow from the plan's strides.
+        divisor: of the network's input size, where it does not follow from the plan's strides; of such a network nobody knows
+            the memory, and the plan is made, and says so, as for a U-Net.
         encoder: of convolutions or of residual blocks: decides the blocks of each stage.
         batch_size: samples a step; by default from the memory and the size of the data set.
         width: features of the first stage; by default 32, less where the budget asks for it.
@@ -102,10 +100,10 @@ def make_plan(
     given = checked_overrides({"batch_size": batch_size, "orientation": orientation} | _set(overrides), fingerprint)
     budget = given.get("memory_gb", positive("plan.memory_gb", memory_gb))
     why: dict[str, str] = {"memory_gb": "what training may take for weights and activations, in GB of 10⁹ bytes"}
-    grids = _oriented(fingerprint, given.get("orientation"), why)
+    grids = oriented(fingerprint, given.get("orientation"), why)
     planned_channels, why["channels"] = plan_channels(fingerprint.channels, channels, normalisation, match)
-    crop = given.get("crop") or _crop(grids, planned_channels, why)
-    spacing, coarse = _spacing(grids, given.get("spacing"), fingerprint.unit, why)
+    crop = given.get("crop") or plan_crop(grids, planned_channels, why)
+    spacing, coarse = plan_spacing(grids, given.get("spacing"), fingerprint.unit, why)
     shapes = (grids.crops if crop == "nonzero" else grids.shapes) * grids.spacings / spacing
     demand = _Demand(
         spacing=spacing,
@@ -117,9 +115,10 @@ def make_plan(
         encoder=encoder,
         given=given,
         whole_cases=whole_cases,
+        foreign=divisor is not None,
     )
     patch, stages = _network(demand, None if width is None else whole("plan.width", width), why)
-    image_order, label_order = _orders(len(spacing), coarse, why)
+    image_order, label_order = plan_orders(len(spacing), coarse, why)
     why |= {
         "task": "what was asked for",
         "labels": "as the data set names them",
@@ -158,19 +157,11 @@ def make_plan(
 
 
 @dataclass(frozen=True, eq=False)
-class _Grids:
-    """Every case's grid along the plan's axes, ``(N, D)`` each; ``side`` is the axis from left to right."""
-
-    orientation: str
-    shapes: Array
-    crops: Array
-    spacings: Array
-    side: int
-
-
-@dataclass(frozen=True, eq=False)
 class _Demand:
-    """What the network is planned for; ``shapes`` (N, D) are the cases on the plan's grid, ``budget`` is in bytes."""
+    """What the network is planned for; ``shapes`` (N, D) are the cases on the plan's grid, ``budget`` is in bytes.
+
+    ``foreign``: the network does not obey the plan's stages, so that what it takes can only be guessed from a U-Net of them.
+    """
 
     spacing: tuple[float, ...]
     shapes: Array
@@ -181,6 +172,7 @@ class _Demand:
     encoder: Encoder
     given: Mapping[str, Any]
     whole_cases: bool = False
+    foreign: bool = False
 
     @property
     def wanted(self) -> tuple[int, ...]:
@@ -198,81 +190,6 @@ class _Demand:
 
     def bytes(self, patch: Sequence[int], batch: int, stages: Stages) -> int:
         return training_bytes(patch, batch, stages, self.channels, self.outputs)
-
-
-def _oriented(fingerprint: Fingerprint, orientation: str | None, why: dict[str, str]) -> _Grids:
-    dimensions = fingerprint.dimensions
-    if dimensions == 2:
-        if orientation not in (None, "stored"):
-            raise MedsegError(
-                f"plan.orientation {orientation!r}: pictures keep the orientation in which they are stored"
-            )
-        why["orientation"] = "pictures have no orientation in the patient"
-    elif orientation not in (None, "RAS", "stored"):
-        raise MedsegError(f"plan.orientation {orientation!r}: expected RAS or stored")
-    else:
-        why["orientation"] = "scans are turned to RAS, so that the same anatomy always lies along the same axes"
-    stored = dimensions == 2 or orientation == "stored"
-    rows, sides = [], []
-    for case in fingerprint.cases:
-        order = np.argsort(case.stored) if stored else np.arange(dimensions)
-        rows.append(np.array([case.shape, case.crop, case.spacing], float)[:, order])
-        sides.append(int(np.flatnonzero(order == 0)[0]))
-    table = np.stack(rows, 1)
-    return _Grids("stored" if stored else "RAS", table[0], table[1], table[2], max(set(sides), key=sides.count))
-
-
-def _crop(grids: _Grids, channels: Sequence[Channel], why: dict[str, str]) -> Literal["nonzero", "none"]:
-    saved = 1 - float(np.median(grids.crops.prod(1) / grids.shapes.prod(1)))
-    found = f"the box around the non-zero voxels is {saved:.0%} smaller than the image (median)"
-    if any(channel.normalisation == "ct" for channel in channels):
-        why["crop"] = "0 HU is water, not emptiness"
-        return "none"
-    if saved >= CROP_SAVES:
-        why["crop"] = (
-            f"{found}; from {CROP_SAVES:.0%} on images are cropped to it and normalised within the non-zero voxels"
-        )
-        return "nonzero"
-    why["crop"] = f"{found}, less than {CROP_SAVES:.0%}"
-    return "none"
-
-
-def _spacing(
-    grids: _Grids, given: Sequence[float] | None, unit: str, why: dict[str, str]
-) -> tuple[tuple[float, ...], int | None]:
-    """The target spacing, and the axis along which the slices lie so far apart that it is resampled on its own."""
-    median = np.median(grids.spacings, axis=0)
-    size = np.median(grids.shapes, axis=0)
-    count = f"{len(grids.shapes)} cases ({_span(grids.spacings)} {unit})"
-    target, coarse = median.copy(), None
-    why["spacing"] = f"median of {count}"
-    if len(median) == 3:
-        axis = int(np.argmax(median))
-        others = np.delete(median, axis)
-        if median[axis] > COARSE * others.max() and size[axis] * COARSE < np.delete(size, axis).min():
-            coarse = axis
-            tenth = float(np.percentile(grids.spacings[:, axis], 10))
-            target[axis] = max(tenth, others.max())
-            why["spacing"] = (
-                f"median of {count}; along axis {axis} slices lie more than {COARSE:g}× further apart "
-                f"({median[axis]:.4g}) than the voxels within them ({others.max():.4g}) and are few ({size[axis]:g}), so the "
-                f"10th percentile {tenth:.4g} is taken there to lose less of the finer scans"
-            )
-    if given is not None:
-        return tuple(given), coarse
-    return tuple(short(s) for s in target), coarse
-
-
-def _orders(dimensions: int, coarse: int | None, why: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if coarse is None:
-        why["image_order"], why["label_order"] = "cubic", "linear on each label, the largest wins: smooth borders"
-    else:
-        why["image_order"] = (
-            f"cubic within the slices; nearest along axis {coarse}, where slices are too far apart to blend"
-        )
-        why["label_order"] = f"linear within the slices, nearest along axis {coarse}, as for images"
-    image = tuple(0 if axis == coarse else 3 for axis in range(dimensions))
-    return image, tuple(min(order, 1) for order in image)
 
 
 def _network(demand: _Demand, width: int | None, why: dict[str, str]) -> tuple[tuple[int, ...], Stages]:
@@ -370,12 +287,12 @@ def _explain_network(demand: _Demand, patch: Sequence[int], stages: Stages, why:
         f"{demand.wanted_name} is {_by(demand.wanted)} on this grid, "
         f"{'made smaller to fit the budget' if smaller else 'rounded up'}, in multiples of "
         f"{_by(_common(stages.divisor, demand.divisor))}; training on {batch} of them takes about "
-        f"{needed / 1e9:.2g} GB, {'within' if fits else 'more than'} {demand.budget / 1e9:g} GB"
+        f"{needed / 1e9:.2g} GB, {'within' if fits else 'more than'} {demand.budget / 1e9:g} GB{_guessed(demand)}"
     )
     if not fits:
         logger.warning(
-            "training on %d patches of %s takes about %.2g GB, more than plan.memory_gb=%g; it may not fit",
-            batch, _by(patch), needed / 1e9, demand.budget / 1e9,
+            "training on %d patches of %s takes about %.2g GB, more than plan.memory_gb=%g; it may not fit%s",
+            batch, _by(patch), needed / 1e9, demand.budget / 1e9, _guessed(demand),
         )  # fmt: skip
     deepest = [n // d for n, d in zip(patch, stages.divisor, strict=True)]
     why["strides"] = (
@@ -408,11 +325,17 @@ def _batch(demand: _Demand, patch: Sequence[int], stages: Stages, why: dict[str,
         f"{max(by_memory, 0)} fit in {demand.budget / 1e9:g} GB ({sample / 1e9:.2g} GB each beside {weights / 1e9:.2g} GB for "
         f"the weights), and up to {by_data} show less than {SEEN_BY_BATCH:.0%} of the data set's {voxels / 1e6:.3g} million "
         f"voxels at once{f' ({MOST_CASES} at most)' if demand.whole_cases else ''}; the smaller of the two, but at least 2"
+        f"{_guessed(demand)}"
     )
     return batch
 
 
-def _mirror(labels: LabelTable, grids: _Grids, why: dict[str, str]) -> tuple[int, ...]:
+def _guessed(demand: _Demand) -> str:
+    """What has to be known of numbers of bytes that are those of another network."""
+    return "; memory is that of a U-Net of these stages, as nobody knows that of this network" if demand.foreign else ""
+
+
+def _mirror(labels: LabelTable, grids: Grids, why: dict[str, str]) -> tuple[int, ...]:
     axes = range(grids.shapes.shape[1])
     sided = [name for name in labels.targets if re.search(r"(?<![a-z])(left|right)(?![a-z])", name.lower())]
     if sided:
@@ -448,9 +371,3 @@ def _rounded_up(shape: Sequence[int], step: Sequence[int]) -> tuple[int, ...]:
 
 def _by(values: Sequence[int]) -> str:
     return "×".join(map(str, values))
-
-
-def _span(spacings: Array) -> str:
-    low, high = spacings.min(0), spacings.max(0)
-    text = "×".join(f"{s:.4g}" for s in low)
-    return f"all {text}" if np.allclose(low, high, rtol=1e-3) else f"{text} to {'×'.join(f'{s:.4g}' for s in high)}"

@@ -99,9 +99,9 @@ function evaluationSection(evaluation, cases) {
 function trustSection({ trust, figures }) {
   if (!trust) return null;
   const { methods, verdict } = trust;
-  const arrows = { deletion: 'deletion ↓', insertion: 'insertion ↑', shuffled_rank: 'shuffled |ρ| ↓', shuffled_ssim: 'shuffled SSIM ↓' };
+  const arrows = { deletion: 'deletion ↓', insertion: 'insertion ↑', shuffled_rank: 'shuffled |ρ| ↓', shuffled_ssim: 'shuffled SSIM ↓', shuffled_floor: 'shuffled with shuffled |ρ|' };
   const measures = [...new Set(methods.flatMap((method) => Object.keys(method.measures)))];
-  const own = measures.filter((name) => !/_(small|medium|large)$/.test(name) && !/^shuffled_(rank|ssim)_/.test(name));
+  const own = measures.filter((name) => !/_(small|medium|large)$/.test(name));
   const rest = measures.filter((name) => !own.includes(name));
   const rows = (names) => methods.map((method) => el('tr', { class: method.blind ? 'blind' : null }, el('th', { scope: 'row' }, heading(method.name),
     method.flags.map((flag) => el('span', { class: 'badge failed' }, flag))), names.map((name) => estimate(method.measures[name] ?? null))));
@@ -116,7 +116,7 @@ function trustSection({ trust, figures }) {
     verdict ? card(`The aim of ${heading(verdict.method)}: ${verdict.passed === true ? 'reached' : verdict.passed === false ? 'missed' : 'not judged'}`,
       table('Checks', ['claim', 'figure', 'holds'], verdict.checks.map((check) => el('tr', {}, el('td', {}, check.claim), estimate(check),
         el('td', {}, el('span', { class: `badge ${check.passed === true ? 'done' : check.passed === false ? 'failed' : ''}` }, words[check.passed])))))) : null,
-    rest.length ? el('details', { class: 'card' }, el('summary', {}, 'By size of the lesion, and stage by stage'),
+    rest.length ? el('details', { class: 'card' }, el('summary', {}, 'By size of the lesion'),
       table('More on trust', ['method', ...rest.map(heading)], rows(rest), { class: 'metrics' })) : null,
     pictures.length ? figuresCard('Curves', pictures) : null);
 }

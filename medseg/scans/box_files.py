@@ -13,6 +13,8 @@ from medseg.scans.names import case_id
 from medseg.scans.tables import BOX_FILES
 from medseg.structures import Fault
 
+WITHOUT_ANNOTATION = "image_without_annotation"
+"""Kind of the fault of an image that nobody marked."""
 PREDICTED = "boxes.json"
 """The name of a file of boxes as predictions are written: its folder is called like the case."""
 
@@ -68,7 +70,7 @@ def paired_files(
     for case, offered in offers.items():
         if not offered:
             reason = f"no file of boxes in {folder} is called like it, which is not the same as a file without boxes"
-            faults.append(Fault(case, "image_without_annotation", f"{reason}; add one, or leave the image out"))
+            faults.append(Fault(case, WITHOUT_ANNOTATION, f"{reason}; add one, or leave the image out"))
         elif len(offered) > 1 or wanted[offered[0]] > 1:
             reason = f"{min(offered)} is not the only file for it, or would be that of another image too"
             advice = "lay out images and files in the same folders"

@@ -14,8 +14,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from medseg.errors import MedsegError, all_at_once
-from medseg.scans.box_files import box_files, case_names, paired_files
-from medseg.scans.classes import classed_by_folders, classes_of
+from medseg.scans.box_files import WITHOUT_ANNOTATION, box_files, case_names, paired_files
+from medseg.scans.classes import classed_by_folders
+from medseg.scans.cohort import cohort_of, with_table
 from medseg.scans.find import LEFT_OUT, Found, FoundSource, find, find_one
 from medseg.scans.inputs import Select, as_case, input_cases, read_json, selected, table_cases
 from medseg.scans.labels import LabelOptions, Names
@@ -60,7 +61,8 @@ def folder(
 
     Args:
         images, labels: folders of any depth. With ``labels=None`` and no ``boxes``, SEG and RTSTRUCT beside the images are the
-            labels, and series that none refers to are left out; where there are none, the data set has no labels.
+            labels, and series that none refers to are left out (unless they have a class); where there are none, the data set
+            has no labels.
         boxes: a folder of any depth with a file of boxes for each image: ``<id>.json`` or ``<id>/boxes.json`` (as predictions
             are written), or Pascal VOC ``<id>.xml``. They go before those of ``table``.
         label_names, ignore, regions, paint: see `medseg.scans.labels.label_table`; without names, the masks are read and
@@ -111,11 +113,10 @@ def folder(
         pairs = _with_boxes(pairs, files, (images, boxes), unwanted)
     left_out = [fault for fault in found.unread if fault.kind == LEFT_OUT]
     cases = classed_by_folders(pairs.cases, images) if class_folders else pairs.cases
-    cases, faults = _with_table(cases, [*pairs.faults, *left_out], pairs.names, table, columns)
+    cases, faults = with_table(cases, [*pairs.faults, *left_out], pairs.names, table, columns, pairs.bare)
     options = LabelOptions(label_names, ignore, regions, paint, label_match)
-    return _cohort(
-        cases, faults, options, [rule.name for rule in rules] if rules else None, skip, str(images), progress
-    )
+    named = [rule.name for rule in rules] if rules else None
+    return cohort_of(cases, faults, options, named, skip, str(images), progress, pairs.bare)
 
 
 def msd(
@@ -149,6 +150,7 @@ def msd(
     names = list(channels) if channels else _in_order(modality) or ["image"]
     cases: list[Case] = []
     faults: list[Fault] = []
+    bare: dict[str, Fault] = {}
     for entry in listed:
         image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, Mapping) else (entry, None)
         if not isinstance(image, str):
@@ -159,15 +161,14 @@ def msd(
             source = find_one(root / image).source
             keys = [str(k) for k in range(len(names))] if len(names) > 1 and not is_colour(source) else [source.key]
             mask = find_one(root / label).source if isinstance(label, str) else None
+            cases.append(Case(name, tuple(replace(source, key=key) for key in keys), mask))
             if mask is None:
-                faults.append(Fault(name, "image_without_label", "dataset.json names no label for it"))
-            else:
-                cases.append(Case(name, tuple(replace(source, key=key) for key in keys), mask))
+                bare[name] = Fault(name, "image_without_label", "dataset.json names no label for it")
         except ScanError as error:
             faults.append(Fault(name, error.kind, str(error)))
-    cases, faults = _with_table(cases, faults, {}, table, columns)
+    cases, faults = with_table(cases, faults, {}, table, columns, bare)
     options = LabelOptions(label_names or _names(described.get("labels"), root), ignore, regions, paint)
-    return _cohort(cases, faults, options, names, skip, str(root), progress)
+    return cohort_of(cases, faults, options, names, skip, str(root), progress, bare)
 
 
 def nnunet(
@@ -199,14 +200,15 @@ def nnunet(
         else _in_order(described.get("channel_names", described.get("modality"))) or ["image"]
     )
     entries = described.get("dataset")
+    bare: dict[str, Fault] = {}
     if isinstance(entries, Mapping):
         cases, faults = _listed_cases(root, entries)
     else:
         images, labels = root / "imagesTr", root / "labelsTr"
         found, masks = _found(images, "imagesTr", progress), _found(labels, "labelsTr", progress)
         pairs = paired(found, masks, [Rule(name) for name in names], (images, labels))
-        cases, faults = pairs.cases, pairs.faults
-    cases, faults = _with_table(cases, faults, {}, table, columns)
+        cases, faults, bare = pairs.cases, pairs.faults, pairs.bare
+    cases, faults = with_table(cases, faults, {}, table, columns, bare)
     order = described.get("regions_class_order")
     given = label_names or _names(described.get("labels"), root)
     has_regions = isinstance(given, Mapping) and any(
@@ -214,7 +216,8 @@ def nnunet(
     )
     if paint is None and has_regions and label_names is None and isinstance(order, Sequence):
         paint = [int(value) for value in order]
-    return _cohort(cases, faults, LabelOptions(given, ignore, regions, paint), names, skip, str(root), progress)
+    options = LabelOptions(given, ignore, regions, paint)
+    return cohort_of(cases, faults, options, names, skip, str(root), progress, bare)
 
 
 def table(
@@ -252,61 +255,7 @@ def table(
     faults += [Fault(i, "duplicate_id", f"{n} rows have this id; give each its own") for i, n in count.items() if n > 1]
     cases = [case for case in cases if count[case.id] == 1]
     options = LabelOptions(label_names, ignore, regions, paint, label_match)
-    return _cohort(cases, faults, options, list(channels) if channels else None, skip, str(read.path), progress)
-
-
-def _cohort(
-    cases: Sequence[Case],
-    faults: Sequence[Fault],
-    labels: LabelOptions,
-    channels: Sequence[str] | None,
-    skip: Sequence[str],
-    where: str,
-    progress: bool,
-) -> Cohort:
-    """Leave out what shall be skipped, and find out what was not said."""
-    skipped = {str(name) for name in skip}
-    unknown = sorted(skipped - {case.id for case in cases} - {fault.case for fault in faults})
-    if unknown:
-        raise MedsegError(f"skip: {where} has no case {', '.join(map(repr, unknown[:5]))}; look at how it is spelt")
-    kept = sorted((case for case in cases if case.id not in skipped), key=lambda case: case.id)
-    kept, bare = _annotated(kept)
-    kept, table, unnamed = labels.apply(kept, progress)
-    rest = (*(fault for fault in faults if fault.case not in skipped), *bare, *unnamed)
-    if not kept:
-        raise all_at_once(
-            f"{where}: no case is left to work with:", map(str, rest[:20]) if rest else ["all were skipped"]
-        )
-    return Cohort(tuple(kept), tuple(channels or _channel_names(kept[0])), table, rest, classes_of(kept))
-
-
-def _annotated(cases: Sequence[Case]) -> tuple[list[Case], list[Fault]]:
-    """The cases that have a mask or boxes, if any has, and a fault for each of the others.
-
-    An empty cell of boxes says that there is no lesion, but not where the mask that other cases have is missing as well.
-    """
-    masks = any(case.label is not None for case in cases)
-    said = {case.id for case in cases if case.label is not None or case.boxes or (case.boxes == "" and not masks)}
-    if not said:
-        return list(cases), []
-    kind, reason = "image_without_annotation", "its row has no cell of boxes, which is not the same as an empty one"
-    if masks:
-        kind, reason = "image_without_label", "its row names no label"
-    if any(case.boxes is not None for case in cases):
-        reason += "; write 'none' as its boxes where there is no lesion"
-    bare = [Fault(case.id, kind, reason) for case in cases if case.id not in said]
-    return [case for case in cases if case.id in said], bare
-
-
-def _channel_names(case: Case) -> list[str]:
-    """Names of channels that nobody named: the modality, the colours of a picture, or a number."""
-    if len(case.images) > 1:
-        return [f"channel_{number}" for number in range(len(case.images))]
-    if is_colour(case.images[0]):
-        from medseg.scans.picture import COLOURS
-
-        return list(COLOURS)
-    return [case.images[0].modality or "image"]
+    return cohort_of(cases, faults, options, list(channels) if channels else None, skip, str(read.path), progress)
 
 
 def _box_files(folder: Path) -> list[PurePath]:
@@ -323,10 +272,14 @@ def _with_boxes(
     pairs: Paired, files: Sequence[PurePath], where: tuple[Path, Path], unwanted: Sequence[FoundSource]
 ) -> Paired:
     """Each case with its file of boxes. ``where`` is what the folders of images and of boxes are called."""
-    told = {fault.case for fault in pairs.faults}.union(*(names_of(entry) for entry in unwanted))
-    owned, faults = paired_files({case.id: pairs.names[case.id] for case in pairs.cases}, files, where, told)
-    cases = [replace(case, boxes=where[1] / owned[case.id]) for case in pairs.cases if case.id in owned]
-    return Paired(cases, [*pairs.faults, *faults], pairs.names)
+    told = {fault.case for fault in pairs.faults}.union(pairs.bare, *(names_of(entry) for entry in unwanted))
+    names = {case.id: pairs.names[case.id] for case in pairs.cases if case.id not in pairs.bare}
+    owned, faults = paired_files(names, files, where, told)
+    bare = pairs.bare | {fault.case: fault for fault in faults if fault.kind == WITHOUT_ANNOTATION}
+    rest = [fault for fault in faults if fault.kind != WITHOUT_ANNOTATION]
+    boxes, kept = {name: where[1] / file for name, file in owned.items()}, {*owned, *bare}
+    cases = [replace(case, boxes=boxes.get(case.id)) for case in pairs.cases if case.id in kept]
+    return Paired(cases, [*pairs.faults, *rest], pairs.names, bare)
 
 
 def _found(path: Path, what: str, progress: bool) -> Found:
@@ -378,45 +331,6 @@ def _listed_cases(root: Path, entries: Mapping[str, Any]) -> tuple[list[Case], l
                 Fault(case_id(str(name)), "missing_file", f"dataset.json gives no images and label: {_shown(entry)}")
             )
     return cases, faults
-
-
-def _with_table(
-    cases: Sequence[Case],
-    faults: Sequence[Fault],
-    names: Mapping[str, tuple[str, ...]],
-    table: Path | str | None,
-    columns: Mapping[str, str] | None,
-) -> tuple[list[Case], list[Fault]]:
-    """Join patient, class, boxes and metadata by id; a case without a row is a fault, a row without a case is not."""
-    if table is None:
-        return list(cases), list(faults)
-    read = read_table(Path(table), columns)
-    rows = read.by_id()
-    joined: list[Case] = []
-    missing: list[Fault] = []
-    for case in cases:
-        row = next((rows[name] for name in (case.id, *names.get(case.id, ())) if name in rows), None)
-        if row is None:
-            missing.append(
-                Fault(case.id, "missing_row", f"{read.path} has no row with this id; add it or leave the case out")
-            )
-            continue
-        boxes = read.boxes_of(row)
-        joined.append(
-            replace(
-                case,
-                patient=row.get("patient") or case.patient,
-                class_name=row.get("class") or case.class_name,
-                boxes=boxes if case.boxes is None else case.boxes,
-                metadata=row.metadata,
-            )
-        )
-    if not joined and cases:
-        raise MedsegError(
-            f"{read.path}: no row has the id of a case; ids such as {', '.join(list(rows)[:2])}, cases such as "
-            f"{', '.join(case.id for case in cases[:2])}"
-        )
-    return joined, [*faults, *missing]
 
 
 def _root_file(root: Path) -> Path:

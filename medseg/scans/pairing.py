@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.errors import MedsegError
@@ -61,11 +61,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Paired:
-    """Images with their labels, what is wrong, and the names of each case, under which a table may have its row."""
+    """Images with their labels, what is wrong, and the names of each case, under which a table may have its row.
+
+    ``bare`` are the cases that nobody marked: id → why it is left out, unless it has a class.
+    """
 
     cases: list[Case]
     faults: list[Fault]
     names: dict[str, tuple[str, ...]]
+    bare: dict[str, Fault] = field(default_factory=dict)
 
 
 def paired(
@@ -87,7 +91,7 @@ def paired(
         label_suffix: what the names of masks end in.
         choice: which SEG and RTSTRUCT count.
         unwanted: volumes that a selection left out: their labels are left out with them.
-        all_labelled: whether an image without label is a fault; otherwise it is a note, and left out.
+        all_labelled: whether an image without label is a fault; otherwise it is a note. It is left out, unless it has a class.
 
     Raises:
         MedsegError: no image has a mask of its name.
@@ -105,27 +109,29 @@ def paired(
         faults.append(Fault(name, "several_annotations", reason))
     labels |= referred
     said = broken | {fault.case for fault in (*faults, *by_name, *by_reference)}
-    cases = [replace(as_case(entry), label=labels[entry.id]) for entry in entries if entry.id in labels]
+    bare: dict[str, Fault] = {}
     for entry in (
         entry for entry in entries if entry.id not in labels and not said.intersection((entry.id, *entry.names))
     ):
         if not all_labelled:
             reason = f"no SEG or RTSTRUCT in {where[1]} refers to it; it is left out"
-            faults.append(Fault(entry.id, NOT_ANNOTATED, reason))
+            bare[entry.id] = Fault(entry.id, NOT_ANNOTATED, reason)
             continue
         like = f"a label called {entry.names[-1] if len(entry.names) < 3 else entry.names[1]}{label_suffix}"
         dicom = entry.sources[0].kind == "dicom" and masks.annotations
         expected = "a SEG or RTSTRUCT that refers to it" if dicom else like
         reason = f"no label for this image: expected {expected} in {where[1]}"
-        faults.append(Fault(entry.id, "image_without_label", reason))
-    if masks.sources and not masks.annotations and not cases and not any(f.kind == "ambiguous_label" for f in by_name):
+        bare[entry.id] = Fault(entry.id, "image_without_label", reason)
+    if masks.sources and not masks.annotations and not labels and not any(f.kind == "ambiguous_label" for f in by_name):
         raise MedsegError(
             f"no image in {where[0]} has a label of its name in {where[1]}: images such as "
             f"{', '.join(e.relative.as_posix() for e in found.sources[:2])}, labels such as "
             f"{', '.join(m.relative.as_posix() for m in masks.sources[:2])}. Rename them, or say label_suffix"
         )
     everything = [*found.faults, *masks.faults, *faults, *by_name, *by_reference]
-    return Paired(cases, everything, {entry.id: entry.names for entry in entries})
+    kept = {*labels, *bare}
+    cases = [replace(as_case(entry), label=labels.get(entry.id)) for entry in entries if entry.id in kept]
+    return Paired(cases, everything, {entry.id: entry.names for entry in entries}, bare)
 
 
 def _by_name(

@@ -56,7 +56,7 @@ def test_the_files_hold_every_group_and_verdict(tmp_path: Path, caplog: pytest.L
     assert list(of_site) == ["A", "B", "C"]
     assert of_site["C"]["judged"] == "no" and of_site["C"]["low"] == "" and of_site["C"]["n_patients"] == "1"
     assert float(of_site["B"]["low"]) < float(of_site["B"]["value"]) < float(of_site["B"]["high"]) < 0.6
-    assert {row["group"] for row in rows if row["column"] == "age"} == {"< 40", "40–60", "≥ 60", "unknown"}
+    assert {row["group"] for row in rows if row["column"] == "age"} == {"< 40", "40–60", "≥ 60"}
     assert {row["group"] for row in rows if row["column"] == "site × sex"} >= {"A × f", "B × m", "C × f"}
     body = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     assert (body["smallest"], body["permutations"], body["seed"], body["n_patients"]) == (10, 199, 0, 60)

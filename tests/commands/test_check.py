@@ -55,6 +55,31 @@ def test_faults_end_in_one_error_that_lists_them_by_kind(tmp_path: Path) -> None
     assert "labels that nothing names (1): case 'p2'" in text
 
 
+def test_faults_of_classes_are_listed_with_those_of_images(tmp_path: Path) -> None:
+    cohort(tmp_path)
+    (tmp_path / "images" / "p1.nii.gz").write_bytes(b"garbage")
+    (tmp_path / "t.csv").write_text("id,class\np0,ill\np1,ill\np2,\n")
+    given = folder(tmp_path / "images", tmp_path / "labels", table=tmp_path / "t.csv", channels=["MR"])
+    with pytest.raises(MedsegError) as caught:
+        check(given, task={"name": "classification"}, progress=False)
+    text = str(caught.value)
+    assert "files that cannot be read (1): case 'p1'" in text or "files that were cut short (1): case 'p1'" in text
+    assert "cases of which nobody says the class (1): case 'p2'" in text
+    assert "two classes or more, found ill in" in text
+
+
+def test_a_case_without_mask_is_a_fault_for_segmentation_alone(tmp_path: Path) -> None:
+    cohort(tmp_path)
+    (tmp_path / "labels" / "p2.nii.gz").unlink()
+    (tmp_path / "t.csv").write_text("id,class\np0,ill\np1,ill\np2,well\n")
+    where = tmp_path / "images", tmp_path / "labels"
+    given = folder(*where, label_names={1: "organ"}, table=tmp_path / "t.csv", channels=["MR"])
+    for task in (None, {"name": "classification"}):
+        check(given, task=task, progress=False)
+    with pytest.raises(MedsegError, match=r"images without label \(1\): case 'p2'"):
+        check(given, task={"name": "segmentation"}, progress=False)
+
+
 def test_a_message_that_many_share_is_one_line() -> None:
     faults = [Fault(f"p{n}", "empty_label", "the label marks nothing") for n in range(30)]
     (line,) = by_kind(faults, at_most=2)

@@ -462,6 +462,8 @@ def test_baselines_stand_beside_the_model(cohort: Cohort, splits: Path, tmp_path
     assert json.loads((folder / "summary.json").read_text())["dice"] == threshold
     assert ids(folder) == ids(tmp_path / "out")
     assert "baselines" not in json.loads((tmp_path / "out" / "summary.json").read_text())
+    run(cohort, tmp_path / "out", model=fold)
+    assert not folder.exists(), "figures that nobody asked for now are those of an earlier call"
     with pytest.raises(MedsegError, match="fitted on fit"):
         run(cohort, tmp_path / "all", model=fold, split="all", baselines=True)
 

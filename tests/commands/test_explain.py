@@ -213,6 +213,15 @@ def test_a_scan_that_cannot_be_predicted_is_named_and_the_others_are_explained(m
     assert "heatmaps.json" in files(tmp_path / "out" / "b")
 
 
+def test_what_failed_of_an_earlier_input_is_none_of_this_ones_business(model, scans, tmp_path):
+    write_nifti(tmp_path / "more" / "c.nii.gz", noise(SHAPE, 2), np.eye(4))
+    (scans / "broken.nii.gz").write_bytes(b"\x1f\x8b garbage")
+    with pytest.raises(SomeFailed):
+        run(model, scans, tmp_path / "out")
+    run(model, tmp_path / "more", tmp_path / "out")
+    assert "heatmaps.json" in files(tmp_path / "out" / "c")
+
+
 def test_a_case_that_memory_does_not_hold_leaves_the_others_and_ends_with_status_4(model, scans, tmp_path, monkeypatch):
     def starved(self, volume, prediction, targets):
         if prediction.case == "a":

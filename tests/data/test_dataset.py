@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from medseg.data import cases
 from medseg.data.augment import none, strong
 from medseg.data.dataset import (
     CropLoader,
@@ -254,3 +255,17 @@ def test_cases_that_the_task_does_not_want_are_drawn_again_but_not_for_ever(crop
     assert {crops[Draw(0, index)]["case"] for index in range(20)} == {"b"}
     none_wanted = Crops(stream(crop_store, ["a", "b", "c"]), Unwilling(), plan, none(plan))
     assert none_wanted[Draw(0, 0)]["case"] in ("a", "b", "c")
+
+
+def test_a_case_that_is_not_wanted_is_not_read(crop_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, read, loaded = crop_plan(), [], cases._loaded
+    monkeypatch.setattr(cases, "_loaded", lambda case, item: read.append(case.id) or loaded(case, item))
+
+    class Picky(BalancedCrops):
+        def wants(self, case: Any, rng: Any) -> bool:
+            return case.id == "b"
+
+    crops = Crops(cases.cache(crop_store, ["a", "b", "c"]), Picky(), plan, none(plan))
+    for index in range(20):
+        assert crops[Draw(0, index)]["case"] == "b"
+    assert read == ["b"] * 20

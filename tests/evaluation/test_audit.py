@@ -45,6 +45,17 @@ def test_values_counts_and_gap_are_known_by_hand() -> None:
     assert verdict.gap == pytest.approx(5 / 6 - 0.6)
 
 
+def test_cases_in_no_group_change_nothing_but_their_number() -> None:
+    values = [0.6, 0.7, 0.8, 0.5, 0.9, 0.3, 0.2, 0.4, 0.1, 0.35]
+    known = audited(dice_of(values), column("site", "A" * 5 + "B" * 5), smallest=5)
+    sites = Column("site", ("A", "B"), np.array([0] * 5 + [1] * 5 + [-1] * 3))
+    found = audited(dice_of([*values, 1.0, 1.0, 1.0]), sites, smallest=5)
+    assert (found.unknown, found.n_cases) == ({"site": 3}, 13)
+    assert [(c.group, c.value, c.n_cases) for c in found.cells] == [(c.group, c.value, c.n_cases) for c in known.cells]
+    assert found.verdicts[0].gap == known.verdicts[0].gap
+    assert found.verdicts[0].p == pytest.approx(known.verdicts[0].p, abs=0.02)
+
+
 def test_the_p_value_is_that_of_all_arrangements() -> None:
     """5 + 5 cases, of which the highest five are one group: 2 of the 252 arrangements lie as far apart."""
     found = audited(dice_of(np.arange(10) / 10), column("site", "A" * 5 + "B" * 5), smallest=5, permutations=20000)

@@ -25,23 +25,31 @@ COHORT = cohort(site=SITES, age=AGES, sex=SEXES, id_of_scan=list("abcdefgh"), sc
 
 
 def groups(cases: AuditCases = COHORT, *names: str, **options: Any) -> dict[str, list[str]]:
-    """Column → the group of each case."""
-    return {c.name: [c.groups[at] for at in c.of_case] for c in columns_of(cases, names, **options)}
+    """Column → the group of each case, ``-`` where it is in none."""
+    return {c.name: [(*c.groups, "-")[at] for at in c.of_case] for c in columns_of(cases, names, **options)}
 
 
-def test_categories_stand_as_they_are_and_blank_is_unknown() -> None:
-    assert groups(COHORT, "site") == {"site": ["CS", "unknown", "DU", "CS", "DU", "CS", "unknown", "DU"]}
-    assert columns_of(COHORT, ["site"])[0].groups == ("CS", "DU", "unknown")
+def test_categories_stand_as_they_are_and_a_case_of_which_nothing_is_known_is_in_none() -> None:
+    assert groups(COHORT, "site") == {"site": ["CS", "-", "DU", "CS", "DU", "CS", "-", "DU"]}
+    (column,) = columns_of(COHORT, ["site"])
+    assert (column.groups, column.unknown) == (("CS", "DU"), 2)
+
+
+def test_a_number_is_one_group_however_it_is_written() -> None:
+    assert groups(cohort(grade=["1", "1.0", "02", "NaN", "2", "unknown"]), "grade") == {
+        "grade": ["1", "1", "2", "-", "2", "-"]
+    }
+    assert columns_of(cohort(ward=["1_0", "10", "1_0", "10"]), ["ward"])[0].groups == ("10", "1_0")
 
 
 def test_a_number_at_an_edge_is_in_the_band_above() -> None:
     found = groups(COHORT, "age", bands={"age": [40, 60]})["age"]
-    assert found == ["< 40", "40–60", "40–60", "≥ 60", "unknown", "≥ 60", "< 40", "unknown"]
-    assert columns_of(COHORT, ["age"], bands={"age": [40, 60]})[0].groups == ("< 40", "40–60", "≥ 60", "unknown")
+    assert found == ["< 40", "40–60", "40–60", "≥ 60", "-", "≥ 60", "< 40", "-"]
+    assert columns_of(COHORT, ["age"], bands={"age": [40, 60]})[0].groups == ("< 40", "40–60", "≥ 60")
 
 
 def test_an_empty_band_is_no_group() -> None:
-    assert columns_of(COHORT, ["age"], bands={"age": [50, 80, 90]})[0].groups == ("< 50", "50–80", "unknown")
+    assert columns_of(COHORT, ["age"], bands={"age": [50, 80, 90]})[0].groups == ("< 50", "50–80")
 
 
 def test_numbers_are_cut_in_thirds_of_the_cases() -> None:
@@ -64,12 +72,8 @@ def test_thirds_that_fall_together_leave_fewer_bands() -> None:
 def test_two_columns_are_crossed() -> None:
     found = groups(COHORT, "sex", pairs=[["site", "sex"]])
     assert list(found) == ["sex", "site × sex"]
-    assert found["site × sex"] == [
-        *("CS × f", "unknown × f", "DU × m", "CS × m", "DU × f", "CS × m", "unknown × f", "DU × f")
-    ]
-    assert columns_of(COHORT, [], pairs=[["site", "sex"]])[0].groups == (
-        *("CS × f", "CS × m", "DU × f", "DU × m", "unknown × f"),
-    )
+    assert found["site × sex"] == [*("CS × f", "-", "DU × m", "CS × m", "DU × f", "CS × m", "-", "DU × f")]
+    assert columns_of(COHORT, [], pairs=[["site", "sex"]])[0].groups == (*("CS × f", "CS × m", "DU × f", "DU × m"),)
 
 
 def test_every_column_that_makes_no_groups_is_named_at_once() -> None:
@@ -79,7 +83,7 @@ def test_every_column_that_makes_no_groups_is_named_at_once() -> None:
     assert "there are the columns site, age, sex, id_of_scan, scanner, note" in said
     assert "no column 'region'" in said and "no column 'ward'" in said
     assert "'scanner': it is the same for all 8 cases (X)" in said
-    assert "'note': it is the same for all 8 cases (unknown)" in said
+    assert "'note': it is blank for all 8 cases" in said
     assert "'id_of_scan': it is different for nearly every patient (8 values for 8 patients)" in said
 
 

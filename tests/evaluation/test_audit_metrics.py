@@ -58,6 +58,15 @@ def test_counts_of_boxes_are_pooled(metric: str, all_scans: float, first_two: fl
     assert value(figure, [1, 1, 0]) == pytest.approx(first_two)
 
 
+def test_the_scores_of_counted_boxes_are_held_against_what_is_true_of_them() -> None:
+    promised = {("confidence", "mass"): [2.4, 1.2, 0.9]}
+    counts = {(count, "mass"): BOXES.measured[count, "mass"].value for count in ("tp", "fp", "fn")}
+    figure = one("calibration_gap", cases(counts | promised, 3))
+    assert value(figure, [1, 1, 1]) == pytest.approx((4.5 - 3) / 7)
+    assert value(figure, [0, 0, 1]) == pytest.approx(-0.1)
+    assert [f.metric for f in figures_of(cases(counts | promised, 3))][-1] == "calibration_gap"
+
+
 @pytest.mark.parametrize(
     ("metric", "expected"),
     [

@@ -48,6 +48,15 @@ def test_a_difference_is_one_sentence_with_both_values_and_both_p() -> None:
     )
 
 
+def test_cases_in_no_group_and_a_ranking_across_models_are_said() -> None:
+    ranked = replace(OVERALL, metric="auroc")
+    found = replace(audit_of(SAME), overall=(ranked,), unknown={"site": 3, "sex": 0}, folds=5)
+    said = sentences(found)
+    assert "Nobody knows site of 3 of the 80 cases: they are in none of its groups." in said
+    assert any(text.startswith("AUROC: the cases of 5 folds are ranked together") for text in said)
+    assert not any("folds" in text for text in sentences(replace(found, folds=1)))
+
+
 def test_where_more_groups_were_judged_the_largest_gap_is_named() -> None:
     three = replace(DIFFERS, judged=("CS", "DU", "FG"), highest="FG", gap=0.3)
     assert (

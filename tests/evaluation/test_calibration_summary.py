@@ -46,7 +46,9 @@ def test_what_cannot_be_measured_is_null(tmp_path: Path) -> None:
 
 def test_models_of_several_folds_are_listed(tmp_path: Path) -> None:
     one = calibration()
-    row = write_calibration(tmp_path, {"all": Calibration(one.before, one.after, ((1.0, 0.0), (2.0, 0.0)))})["all"]
+    row = write_calibration(
+        tmp_path, {"all": Calibration(one.before, one.after, one.if_perfect, ((1.0, 0.0), (2.0, 0.0)))}
+    )["all"]
     assert row["temperature"] == 1.5 and "bias" not in row
     assert [scaling["temperature"] for scaling in row["scalings"]] == [1.0, 2.0]
 

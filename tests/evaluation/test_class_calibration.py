@@ -46,7 +46,7 @@ def test_what_is_chosen_on_tune_calibrates_test(multilabel: bool) -> None:
     assert list(found) == ["all", *CLASSES]
     for row in found.values():
         assert row.after.ece.value < 0.5 * row.before.ece.value
-        assert row.after.ece.value < 1.5 * row.after.if_perfect.high
+        assert row.after.ece.value < 1.5 * row.if_perfect.high
         assert row.after.nll < row.before.nll and row.after.brier < row.before.brier
         assert row.temperature == point["temperature"]
     assert found["all"].after.ece.n == (1800 if multilabel else 600)

@@ -24,6 +24,17 @@ def test_of_equally_good_ones_the_nearest_to_a_half_is_taken() -> None:
     assert abs(found["yes"] - 0.5) == min(abs(0.15 - 0.5), abs(0.8 - 0.5))
 
 
+def test_the_threshold_is_the_best_of_all_that_part_two_cases() -> None:
+    random = np.random.default_rng(0)
+    scores, truth = random.random(300).round(2), random.random(300) < 0.4
+    best = choose_thresholds(rows(*scores), np.stack([~truth, truth], 1), ("no", "yes"))["yes"]
+
+    def gain(cut: float) -> float:
+        return (scores[truth] >= cut).mean() - (scores[~truth] >= cut).mean()
+
+    assert gain(best) == max(gain(cut) for cut in np.arange(0.005, 1, 0.01))
+
+
 def test_three_classes_that_exclude_each_other_need_none() -> None:
     assert choose_thresholds(np.full((4, 3), 1 / 3), np.eye(4, 3, dtype=bool), ("a", "b", "c")) == {}
 

@@ -56,6 +56,17 @@ def test_a_label_without_lesion_is_blank_and_not_in_the_mean(measured: Detection
     assert measured.summary["fp_per_scan"]["cyst"]["value"] == 0
 
 
+def test_scores_that_are_probabilities_are_summed_beside_the_counts() -> None:
+    cases = scans(6, 6, thresholds={"mass": 0.4, "cyst": 0.4})
+    plain = detection_metrics(cases, LABELS, samples=0).cases
+    assert "confidence" not in {row.metric for case in plain for row in case.rows}
+    for scored, case in zip(detection_metrics(cases, LABELS, samples=0, calibrated=True).cases, cases, strict=True):
+        rows = {row.metric: row for row in scored.rows if row.label == "mass"}
+        counted = case.predicted.scores[case.predicted.scores >= 0.4]
+        assert rows["confidence"].value == pytest.approx(counted.sum())
+        assert rows["confidence"].n_pred == len(counted) == rows["tp"].value + rows["fp"].value
+
+
 def test_intervals_need_five_patients_and_widen_with_fewer() -> None:
     few = detection_metrics(scans(24, 4), LABELS, samples=50).summary["cpm"]["mass"]
     assert few["value"] is not None and few["low"] is None

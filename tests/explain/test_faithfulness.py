@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 
 from medseg.errors import MedsegError
-from medseg.explain.faithfulness import STEPS, Probe, ranks_of_cells, replacement
+from medseg.explain.faithfulness import STEPS, Probe, Score, blurred, ranks_of_cells
 from medseg.volume import Array
+
+
+def against_zero(image: Array, score: Score) -> Probe:
+    """What is replaced is 0, so that scores are known by hand."""
+    nothing = np.zeros_like(image)
+    return Probe(image, nothing, score, score(image), score(nothing))
 
 
 def linear(weights: Array) -> Probe:
     """f(x) = Σ w·x at x = 1, against zero: the perfect map is w itself."""
-    return Probe.of(np.ones((1, *weights.shape)), lambda x: float((weights * x[0]).sum()), fill="zero")
+    return against_zero(np.ones((1, *weights.shape)), lambda x: float((weights * x[0]).sum()))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +65,7 @@ def test_a_curve_asks_for_few_scores_and_runs_from_one_end_to_the_other() -> Non
         asked.append(float(x.sum()))
         return asked[-1]
 
-    probe = Probe.of(np.ones((2, 20, 20, 20)), score, fill="zero")
+    probe = against_zero(np.ones((2, 20, 20, 20)), score)
     curve = probe.deletion(np.random.default_rng(0).random((20, 20, 20)))
     assert len(asked) == 2 + STEPS - 1
     assert (curve.score[0], curve.score[-1], curve.share[0], curve.share[-1]) == (1, 0, 0, 1)
@@ -82,23 +88,19 @@ def test_scores_beyond_the_ends_are_clipped() -> None:
     assert probe.deletion(np.array([[1.0, 0.0]])).score == pytest.approx([1, 0, 0])
 
 
-def test_what_stands_in_is_zero_the_mean_of_the_channel_or_a_blurred_image() -> None:
+def test_what_stands_in_is_an_image_without_structure_of_the_same_brightness() -> None:
     image = np.zeros((2, 40, 40), np.float32)
     image[0, ::2] = 2  # stripes of a voxel
     image[1] = 5
-    assert not replacement(image, "zero").any()
-    assert (replacement(image, "mean")[0] == 1).all() and (replacement(image, "mean")[1] == 5).all()
-    blurred = replacement(image, "blur")
-    assert blurred.dtype == np.float32
-    assert abs(blurred[0] - 1).max() < 0.15 and blurred[1] == pytest.approx(5, abs=1e-4)
+    probe = Probe.of(image, lambda x: float(x.mean()))
+    np.testing.assert_array_equal(probe.replaced, blurred(image))
+    assert probe.replaced.dtype == np.float32
+    assert abs(probe.replaced[0] - 1).max() < 0.15 and probe.replaced[1] == pytest.approx(5, abs=1e-4)
+    assert probe.empty == pytest.approx(probe.whole, rel=0.02)
 
 
-def test_a_score_without_evidence_and_unknown_options_are_refused_by_name() -> None:
+def test_a_score_without_evidence_is_refused() -> None:
     probe = linear(np.array([[-1.0, 0.5]]))
     assert not probe.is_telling
     with pytest.raises(MedsegError, match=r"-0\.5, not above the fully replaced one \(0\)"):
         probe.deletion(np.ones((1, 2)))
-    with pytest.raises(MedsegError, match="blur, mean, zero, found 'black'"):
-        replacement(np.ones((1, 2, 2)), "black")  # type: ignore[arg-type]
-    with pytest.raises(MedsegError, match="steps: expected at least 1"):
-        linear(np.ones((1, 2))).insertion(np.ones((1, 2)), steps=0)

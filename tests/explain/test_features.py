@@ -37,15 +37,32 @@ def weighing(dimensions: int, weights: list[float]) -> nn.Module:
 
 
 def test_the_first_filters_are_the_weights_of_the_first_convolution():
-    name, weights = first_filters(Edges())
+    name, weights = first_filters(Edges(), np.zeros((1, 6, 6), np.float32))
     assert name == "body"
     np.testing.assert_array_equal(weights[0, 0], EDGE)
     assert weights.shape == (2, 1, 3, 3)
 
 
 def test_a_network_without_convolutions_has_no_filters():
-    with pytest.raises(MedsegError, match="expected a network with a convolution, found none in Linear"):
-        first_filters(nn.Linear(2, 2))
+    with pytest.raises(MedsegError, match="looks at its input with a Conv2d, found none in Linear"):
+        first_filters(nn.Linear(2, 2), np.zeros((1, 2, 2), np.float32))
+    with pytest.raises(MedsegError, match="with a Conv2d, found none in Sequential"):
+        first_filters(nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 1, 1)), np.zeros((1, 2, 2), np.float32))
+
+
+def test_the_convolution_that_runs_first_is_meant_not_the_one_that_is_declared_first():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.weigh, self.body = nn.Conv2d(4, 1, 1), nn.Conv1d(1, 1, 3, padding=1), nn.Conv2d(1, 4, 3)
+
+        def forward(self, x):
+            return self.head(self.body(self.weigh(x.flatten(2)).reshape(x.shape)))
+
+    name, weights = first_filters(Backwards(), np.zeros((1, 6, 6), np.float32))
+    assert (name, weights.shape) == ("body", (4, 1, 3, 3))
+    alone = nn.Conv2d(1, 2, 3)
+    assert first_filters(alone, np.zeros((1, 6, 6), np.float32))[1].shape == (2, 1, 3, 3)
 
 
 def test_activations_are_what_the_layer_answers():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from medseg.errors import MedsegError
-from medseg.explain.layers import Ran, default_layer, layer_members, parameters_from, run_order, watching
+from medseg.explain.layers import Ran, default_layer, layer_members, run_order, watching
 from medseg.networks import build_network
 from medseg.planning.plan import Plan
 from tests.tiny import RETINA, UNET, tiny_boxes, tiny_plan
@@ -98,21 +98,6 @@ def test_an_output_that_is_no_map_is_no_layer() -> None:
         layer_members(ran, "1", 2)
     with pytest.raises(MedsegError, match="no layer of the network has a feature map"):
         default_layer([one for one in ran if one.name == "1"], (4, 4), "segmentation")
-
-
-def test_parameters_are_counted_from_the_output_towards_the_input() -> None:
-    network, ran = built(UNET, three_stages(), deep_supervision=False)
-    every = parameters_from(ran, network, None)
-    assert sorted(every) == sorted(name for name, _ in network.named_parameters())
-    last = parameters_from(ran, network, "heads.0")
-    assert last == ["heads.0.weight", "heads.0.bias"]
-    further = parameters_from(ran, network, "decoder.1")
-    assert {name.split(".")[0] for name in further} == {"decoder", "ups", "heads"} and "ups.1.weight" not in further
-    assert set(last) < set(further) < set(parameters_from(ran, network, "encoder.1")) < set(every)
-    with pytest.raises(
-        MedsegError, match="'decoder.9': the network has no such layer with weights; it has encoder.0.0"
-    ):
-        parameters_from(ran, network, "decoder.9")
 
 
 def test_the_graph_begins_at_the_layer_and_the_network_may_go_on_in_place() -> None:

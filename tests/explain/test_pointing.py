@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medseg.errors import MedsegError
-from medseg.explain.pointing import centre_distance, energy, pointing_hit, surroundings
+from medseg.explain.pointing import REACH, centre_distance, energy, pointing_hit, surroundings
 
 MASK = np.zeros((20, 30), bool)
 MASK[5:9, 10:20] = True
@@ -31,15 +31,15 @@ def test_only_the_positive_part_counts() -> None:
 def test_near_is_a_distance_in_the_unit_of_the_spacing() -> None:
     dot = np.zeros((9, 9, 9), bool)
     dot[4, 4, 4] = True
-    assert surroundings(dot, reach=1).sum() == 7
-    assert surroundings(dot, reach=1, spacing=(1, 1, 5)).sum() == 5
-    assert surroundings(dot, reach=0).sum() == 1
+    assert surroundings(dot, spacing=(REACH,) * 3).sum() == 7
+    assert surroundings(dot, spacing=(REACH, REACH, 2 * REACH)).sum() == 5
+    assert surroundings(dot, spacing=(2 * REACH,) * 3).sum() == 1
 
 
 def test_the_highest_value_hits_or_misses() -> None:
     heat = np.zeros(MASK.shape)
     heat[3, 9] = 2
-    assert pointing_hit(heat, MASK) == 0 and pointing_hit(heat, surroundings(MASK, reach=3)) == 1
+    assert pointing_hit(heat, MASK) == 0 and pointing_hit(heat, surroundings(MASK, spacing=(REACH / 3,) * 2)) == 1
     heat[6, 12] = 2  # one of two highest values
     assert pointing_hit(heat, MASK) == 0.5
 

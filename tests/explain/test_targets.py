@@ -9,7 +9,7 @@ import pytest
 
 from medseg.data.preprocess import preprocess
 from medseg.errors import MedsegError
-from medseg.explain.targets import Target, aims_of, region, region_on_plan, targets_of
+from medseg.explain.targets import Target, aims_of, region_on_plan, targets_of
 from medseg.export.lesions import lesions_of
 from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Geometry, Volume
@@ -39,7 +39,7 @@ def classified(**thresholds: float) -> Prediction:
 
 
 def found(prediction: Prediction, text: str) -> np.ndarray:
-    voxels = region(Target.parse(text), prediction)
+    voxels = aims_of(prediction, [Target.parse(text)])[0].region
     assert voxels is not None and voxels.shape == prediction.geometry.shape
     return voxels
 
@@ -134,7 +134,7 @@ def test_an_empty_mask_has_nothing_to_point_at() -> None:
 
 
 def test_a_class_lies_nowhere() -> None:
-    assert region(Target("class", "liver"), classified()) is None
+    assert aims_of(classified(), [Target("class", "liver")])[0].region is None
 
 
 @pytest.mark.parametrize("size", [1, 6])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 from PIL import Image
 
 from medseg.errors import MedsegError
+from medseg.evaluation.bootstrap import Estimate
 from medseg.explain.faithfulness import Curve
 from medseg.explain.sanity import SAME_WITHOUT_WEIGHTS
 from medseg.explain.trust import TrustCase
-from medseg.explain.trust_figures import draw_curves, draw_trust
+from medseg.explain.trust_figures import _limits, draw_curves, draw_trust
 from medseg.explain.trust_table import gather
 
 BLUE = (31, 119, 180)
@@ -50,6 +52,13 @@ def test_the_table_is_drawn_as_bars(tmp_path: Path) -> None:
     draw_trust(table, tmp_path / "trust.png")
     found = colours(tmp_path / "trust.png")
     assert BLUE in found and (153, 153, 153) in found
+
+
+def test_bars_and_intervals_beyond_the_usual_range_are_not_cut() -> None:
+    inside, beyond = Estimate(0.4, 0.2, 0.9, 5), Estimate(-0.2, -0.4, 1.1, 5)
+    assert _limits([inside, Estimate(0.5, math.nan, math.nan, 5)]) == (0, 1)
+    low, high = _limits([inside, beyond])
+    assert low < -0.4 and high > 1.1
 
 
 def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:

@@ -135,18 +135,31 @@ def test_the_files_say_all_of_it(tmp_path: Path) -> None:
     assert [check["passed"] for check in verdict["checks"]] == [True, True, True, True, None, None, False]
 
 
-def test_the_table_reads_as_text_and_as_markdown() -> None:
+def test_the_table_reads_as_text() -> None:
     table = gather(cohort(change=lambda i, own: own | {"shuffled_rank": 0.9}), "grad_cam", samples=200)
     text = format_trust(table)
     assert "12 cases of 12 patients" in text and SAME_WITHOUT_WEIGHTS in text
     assert "grad_cam reaches the aim: no" in text and "small lesions" in text
     edges = next(line.split() for line in text.splitlines() if line.startswith("edges"))
     assert edges[:2] == ["edges", "0.201"] and edges[-2:] == ["–", "–"]  # a baseline has no stability
-    lines = format_trust(table, markdown=True).splitlines()
-    tables = [line for line in lines if line.startswith("|")]
-    assert sum(line.startswith("| ---") for line in tables) == 3
-    heads = [i for i, line in enumerate(tables) if line.startswith("| ---")]
-    assert all(tables[i].count("|") == tables[i - 1].count("|") == tables[i + 1].count("|") for i in heads)
+
+
+def test_a_method_that_failed_in_a_case_has_a_case_less_and_is_named_in_its_place() -> None:
+    cases = cohort()
+    for at, case in enumerate(cases):
+        values = {"grad_cam": case.values["grad_cam"], "guided": dict(GOOD), **BASELINES}
+        missing = {0: "grad_cam", 5: "guided"}.get(at)
+        cases[at] = TrustCase(
+            case.id, case.patient, case.target, {n: v for n, v in values.items() if n != missing}, {}, case.size
+        )
+    table = gather(cases, "grad_cam", samples=50)
+    assert list(table.estimates) == ["grad_cam", "guided", "random", "edges", "centre"]
+    assert [table.estimates[name]["deletion"].n for name in table.estimates] == [11, 11, 12, 12, 12]
+    assert table.checks[3].estimate.n == 11
+    nowhere = [
+        TrustCase(c.id, c.patient, c.target, {**c.values, "late": {"stability": 0.9}}, {}, c.size) for c in cases
+    ]
+    assert "late" in format_trust(gather(nowhere, "grad_cam", samples=50))  # though it has no thirds
 
 
 def test_a_method_that_no_case_has_is_named() -> None:

@@ -72,6 +72,19 @@ def test_a_model_of_masks_and_one_of_boxes_mix_in_any_order():
     np.testing.assert_array_equal(organs.mask[0], 1)  # the models' own masks stay as they are
 
 
+def classed(threshold: float, *inside: str) -> Prediction:
+    labels = LabelTable({1: "ill", 2: "well"})
+    said = {"classes": {"ill": 0.3, "well": 0.7}, "thresholds": {"well": threshold}}
+    return Prediction("a", GRID, labels, **said, class_set=inside or None)
+
+
+def test_classes_keep_the_thresholds_of_their_models_and_sets_where_all_have_one():
+    both = combine({"one": classed(0.2, "well"), "two": classed(0.6, "ill", "well")})
+    assert dict(both.thresholds) == {"one/well": 0.2, "two/well": 0.6}
+    assert both.class_set == ("one/well", "two/ill", "two/well")
+    assert combine({"one": classed(0.2, "well"), "two": classed(0.6)}).class_set is None
+
+
 def test_models_of_masks_alone_have_no_boxes():
     assert combine({"a": prediction({1: "x"}, {})}).boxes is None
 

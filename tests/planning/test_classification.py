@@ -8,9 +8,10 @@ import pytest
 
 from medseg.errors import MedsegError
 from medseg.planning.classes import ClassPlan, Region
-from medseg.planning.classification import class_cohort, class_labels, plan_classes, seen_by_classifier
+from medseg.planning.classification import class_cohort, class_faults, class_labels, plan_classes, seen_by_classifier
 from medseg.planning.fingerprint import CaseStatistics, ChannelStatistics, Fingerprint
 from medseg.structures import Case, Cohort, LabelTable, Source
+from tests.tiny import tiny_plan
 
 SOURCE = Source("picture", (Path("a.png"),))
 
@@ -46,6 +47,17 @@ def test_several_classes_are_a_fault_unless_the_task_is_multilabel() -> None:
     found = class_cohort(cohort, {"multilabel": True})
     assert len(found.cases) == 4
     assert plan_classes(found, fingerprint_of(), {"multilabel": True}).shares == (0.5, 0.5)
+
+
+def test_faults_of_cases_and_of_all_together_are_listed_without_refusing() -> None:
+    cohort = cohort_of("benign", "benign", None, "benign;malignant")
+    found = class_faults(cohort, {})
+    assert [(fault.case, fault.kind) for fault in found] == [
+        *(("c2", "case_without_class"), ("c3", "several_classes"), ("", "classes"))
+    ]
+    assert "found benign in 2 of 4 cases" in str(found[-1])
+    (fault,) = class_faults(cohort_of("ill", "well"), {"positive": "sick"})
+    assert "task.positive='sick'" in str(fault)
 
 
 def test_one_class_is_refused_with_what_was_found() -> None:
@@ -113,6 +125,16 @@ def test_a_class_plan_survives_its_plain_form() -> None:
     assert ClassPlan.from_plain(plan.to_plain()) == plan
     with pytest.raises(MedsegError, match=r"plan\.classes: expected shares"):
         ClassPlan.from_plain({"shares": [1]})
+
+
+def test_what_classes_are_called_changes_no_preprocessed_case() -> None:
+    two = tiny_plan(task="classification", classes=ClassPlan((0.5, 0.5)), labels=LabelTable({1: "a", 2: "b"}))
+    three = tiny_plan(task="classification", classes=ClassPlan((0.5, 0.3, 0.2)), labels=class_labels(("a", "b", "c")))
+    assert two.preprocessing_key() == three.preprocessing_key()
+    region = ClassPlan((0.5, 0.5), region=Region(LabelTable({1: "lesion"}), (9.0, 9.0, 9.0)))
+    assert two.changed(classes=region.to_plain()).preprocessing_key() != two.preprocessing_key()
+    masks = tiny_plan(labels=LabelTable({1: "a"}))
+    assert masks.preprocessing_key() != tiny_plan(labels=LabelTable({1: "b"})).preprocessing_key()
 
 
 def test_classes_are_labels_from_one_up() -> None:

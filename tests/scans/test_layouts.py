@@ -223,6 +223,36 @@ def test_masks_may_lie_beside_the_images_in_the_folder_of_their_class(tmp_path: 
     assert all(case.label is not None for case in cohort.cases)
 
 
+def test_an_image_without_mask_stays_for_its_class(tmp_path: Path, write_picture: Write) -> None:
+    for name in ("ill/1", "well/2", "3"):
+        write_picture(tmp_path / "images" / f"{name}.png", np.zeros((3, 4), np.uint8))
+    write_picture(tmp_path / "labels" / "1.png", np.ones((3, 4), np.uint8))
+    where = tmp_path / "images", tmp_path / "labels"
+    cohort = folder(*where, class_folders=True)
+    assert [(case.id, case.label is not None, case.class_name) for case in cohort.cases] == [
+        ("1", True, "ill"),
+        ("2", False, "well"),
+    ]
+    assert faults(cohort) == {("3", "image_without_label")}
+    assert ids(folder(*where)) == ["1"]
+    (tmp_path / "t.csv").write_text("id,class\n1,ill\n3,well\n")
+    tabled = folder(*where, table=tmp_path / "t.csv")
+    assert ids(tabled) == ["1", "3"]
+    assert faults(tabled) == {("2", "image_without_label")}
+
+
+def test_a_row_without_label_stays_for_its_class(tmp_path: Path, write_nifti: Write) -> None:
+    write_nifti(tmp_path / "a.nii.gz", IMAGE)
+    write_nifti(tmp_path / "m.nii.gz", MASK)
+    (tmp_path / "t.csv").write_text(
+        "id,image,label,class\np1,a.nii.gz,m.nii.gz,ill\np2,a.nii.gz,,well\np3,a.nii.gz,,\n"
+    )
+    cohort = table(tmp_path / "t.csv")
+    assert [(case.id, case.label is not None) for case in cohort.cases] == [("p1", True), ("p2", False)]
+    assert faults(cohort) == {("p3", "image_without_label")}
+    assert cohort.classes == ("ill", "well")
+
+
 def test_a_series_has_the_class_of_the_folder_that_holds_its_own(
     tmp_path: Path, write_series: Callable, ramp: np.ndarray
 ) -> None:

@@ -75,6 +75,19 @@ def test_a_folder_of_series_and_what_refers_to_them_is_a_data_set(
     assert "no SEG or RTSTRUCT" in cohort.faults[0].message
 
 
+def test_a_series_that_nothing_refers_to_stays_for_its_class(
+    tmp_path: Path, two_patients: dict[str, list[Path]]
+) -> None:
+    write_seg(tmp_path / "scans" / "one.dcm", {"Tumour": MASK}, AFFINE, images=two_patients["bert"])
+    plain = folder(tmp_path / "scans", progress=False)
+    assert len(plain.cases) == 1 and list(said(plain.faults).values()) == ["not_annotated"] * 2
+    healthy = next(case for case, kind in said(plain.faults).items() if kind == "not_annotated")
+    (tmp_path / "t.csv").write_text(f"id,class\n{plain.cases[0].id},ill\n{healthy},well\n")
+    cohort = folder(tmp_path / "scans", table=tmp_path / "t.csv", progress=False)
+    assert {case.class_name: case.label is not None for case in cohort.cases} == {"ill": True, "well": False}
+    assert list(said(cohort.faults).values()) == ["not_annotated"]  # neither a class nor a missing row
+
+
 def test_labels_may_lie_in_a_folder_of_their_own_and_masks_beside_them(
     tmp_path: Path, two_patients: dict[str, list[Path]], write_nifti: Callable[..., Path]
 ) -> None:
