@@ -18,6 +18,7 @@ from medseg.planning.classification import (
     class_labels,
     plan_classes,
     seen_by_classifier,
+    with_classes,
 )
 from medseg.planning.detection import with_boxes
 from medseg.planning.fingerprint import Fingerprint, content_key, fingerprint
@@ -87,7 +88,7 @@ def plan(
         **chosen,
     )
     if classes is not None:
-        made = made.changed(why="from the classes of the training cases", classes=classes)
+        made = with_classes(made, classes)
     elif rule is not None:
         masks = all(case.label is not None and case.boxes is None for case in cohort.cases)
         made = with_boxes(made, measured, rule, masks=masks, overrides=overrides.get("boxes"))
@@ -126,14 +127,18 @@ def _given(
     name = str(task["name"])
     if made.task != name:
         raise MedsegError(f"{file}: is a plan for {made.task}, not for {name}. Make one with medseg plan task={name}")
-    if made.labels != labels or len(made.channels) != len(cohort.channels):
+    if made.labels != labels or len(made.scan_channels) != len(cohort.channels):
         raise MedsegError(
-            f"{file}: is a plan for labels {dict(made.labels.names)} and {len(made.channels)} channels; the data set has "
+            f"{file}: is a plan for labels {dict(made.labels.names)} and {len(made.scan_channels)} channels; the data set has "
             f"{dict(labels.names)} and {len(cohort.channels)}. Make one with medseg plan"
         )
     if made.classes is not None:
-        asked = {option: bool(task.get(option)) for option in ("region", "multilabel")}
-        holds = {"region": made.classes.region is not None, "multilabel": made.classes.multilabel}
+        region = made.classes.region
+        holds = {
+            "region": region is not None, "multilabel": made.classes.multilabel,
+            "mask_channel": region is not None and region.mask_channel,
+        }  # fmt: skip
+        asked = {option: bool(task.get(option)) for option in holds}
         odd = [option for option in asked if asked[option] != holds[option]]
         if odd:
             raise MedsegError(

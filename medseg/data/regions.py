@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy import ndimage
 
@@ -14,7 +16,7 @@ from medseg.volume import Array, Geometry, Volume, reorientation_to
 
 
 def read_planned(case: Case, plan: Plan) -> Volume:
-    """The case's channels, cut to the plan's region where it has one.
+    """The case's channels, cut to the plan's region where it has one, behind them the mask where the plan wants to see it.
 
     Raises:
         ScanError: as `read_case`; a region is wanted and the case has no mask, or its mask marks nothing.
@@ -37,7 +39,10 @@ def read_planned(case: Case, plan: Plan) -> Volume:
             "case out",
             "empty_mask",
         )
-    return cut_region(volume, _largest(marked), region, plan.orientation)
+    largest = _largest(marked)
+    if region.mask_channel:
+        volume = replace(volume, data=np.concatenate([volume.data, marked[None].astype(volume.data.dtype)]))
+    return cut_region(volume, largest, region, plan.orientation)
 
 
 def _largest(marked: Array) -> Array:

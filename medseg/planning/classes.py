@@ -20,10 +20,12 @@ class Region:
     Args:
         labels: what the mask's values mean; any of them marks the region.
         field: lengths along the plan's axes, in the plan's unit.
+        mask_channel: whether the network sees the mask too, as the plan's last channel (0 or 1).
     """
 
     labels: LabelTable
     field: tuple[float, ...]
+    mask_channel: bool = False
 
     def __post_init__(self) -> None:
         if not self.field or min(self.field) <= 0:
@@ -31,12 +33,16 @@ class Region:
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values; `from_plain` gives the same region back."""
-        return {"labels": dict(self.labels.names), "ignore": self.labels.ignore, "field": list(self.field)}
+        return {
+            "labels": dict(self.labels.names), "ignore": self.labels.ignore, "field": list(self.field),
+            "mask_channel": self.mask_channel,
+        }  # fmt: skip
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Region:
         names = {int(value): str(name) for value, name in values["labels"].items()}
-        return cls(LabelTable(names, values["ignore"]), tuple(float(length) for length in values["field"]))
+        field = tuple(float(length) for length in values["field"])
+        return cls(LabelTable(names, values["ignore"]), field, bool(values.get("mask_channel", False)))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from medseg.errors import MedsegError, all_at_once
 from medseg.planning.classes import ClassPlan, Region
 from medseg.planning.fingerprint import Fingerprint
+from medseg.planning.plan import Channel, Plan
 from medseg.scans.classes import classes_of, named_classes
 from medseg.structures import Case, Cohort, Fault, LabelTable
 
@@ -18,6 +19,8 @@ CLASSIFICATION = "classification"
 AROUND = 1.5
 """A field is this much longer than what nearly all masks mark, so that what surrounds a lesion is seen as well."""
 NEARLY_ALL = 95
+MASK_CHANNEL = Channel("mask", "rescale", low=0.0, high=1.0)
+"""What a classifier that sees the mask has behind the channels of the scan."""
 
 
 def class_cohort(cohort: Cohort, spec: Mapping[str, Any]) -> Cohort:
@@ -140,17 +143,29 @@ def plan_classes(
         if given is not None and len(given) != fingerprint.dimensions:
             raise MedsegError(f"task.field={list(given)}: expected {fingerprint.dimensions} lengths, one an axis")
         computed = AROUND * np.percentile(lengths, NEARLY_ALL, axis=0)
-        region = Region(cohort.labels, tuple(float(f"{v:.4g}") for v in (computed if given is None else given)))
+        field = tuple(float(f"{v:.4g}") for v in (computed if given is None else given))
+        region = Region(cohort.labels, field, bool(spec.get("mask_channel", False)))
         why["region"] = (
             f"{AROUND:g}× the {NEARLY_ALL}th percentile of what {len(lengths)} masks mark along each axis"
             if given is None
             else "as configured"
         )
-    elif spec.get("field") is not None:
-        raise MedsegError(
-            "task.field: is the length of the region around a mask; say task.region=mask, or leave it out"
-        )
+    else:
+        odd = [f"task.{option}" for option in ("field", "mask_channel") if spec.get(option)]
+        if odd:
+            raise MedsegError(
+                f"{', '.join(odd)}: belong to a region around a mask; say task.region=mask, or leave them out"
+            )
     return ClassPlan(shares, several, region, why)
+
+
+def with_classes(plan: Plan, classes: ClassPlan) -> Plan:
+    """The plan of a classifier; where it sees the mask, with a channel for it."""
+    plan = plan.changed(why="from the classes of the training cases", classes=classes)
+    if classes.region is None or not classes.region.mask_channel:
+        return plan
+    why = {**plan.why, "channels": f"{plan.why['channels']}; the mask, as configured"}
+    return replace(plan, channels=(*plan.channels, MASK_CHANNEL), why=why)
 
 
 def _marked(lesions: Mapping[str, Sequence[Sequence[float]]]) -> list[Sequence[float]]:

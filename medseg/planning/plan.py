@@ -117,6 +117,12 @@ class Plan:
         return len(self.spacing)
 
     @property
+    def scan_channels(self) -> tuple[Channel, ...]:
+        """Those that a scan brings: all but the mask, where a classifier sees it as a channel."""
+        drawn = self.classes is not None and self.classes.region is not None and self.classes.region.mask_channel
+        return self.channels[:-1] if drawn else self.channels
+
+    @property
     def divisor(self) -> tuple[int, ...]:
         """What the size of a planned network's input must be a multiple of, along each axis."""
         product = [1] * self.dimensions

@@ -40,7 +40,7 @@ class Wanted(Protocol):
     def dimensions(self) -> int: ...
 
     @property
-    def channels(self) -> Sequence[ChannelRule]: ...
+    def scan_channels(self) -> Sequence[ChannelRule]: ...
 
 
 Select = Selection | Mapping[str, Any] | None
@@ -71,7 +71,7 @@ def input_cases(
         raise MedsegError(
             f"input {', '.join(missing)}: no such file or folder; look at how it is spelt and at where you stand"
         )
-    rules = [Rule(channel.name, channel.match) for channel in plan.channels]
+    rules = [Rule(channel.name, channel.match) for channel in plan.scan_channels]
     cases: list[Case] = []
     faults: list[Fault] = []
     for table in (p for p in paths if is_table(p)):

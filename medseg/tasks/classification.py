@@ -35,7 +35,7 @@ class ClassificationTask:
     Args:
         plan: with its classes.
         loss: how logits are compared with the truth; cross-entropy (binary for several classes) unless given.
-        multilabel, region, field, positive: as the plan was made with; they mean nothing here.
+        multilabel, region, field, mask_channel, positive: as the plan was made with; they mean nothing here.
         pool: how logits of windows become those of a case that does not fit one: ``mean``, or ``max`` where one window that
             shows a class is enough.
         sampling: whether each case is drawn equally often in training, or (``balanced``) each class.
@@ -51,11 +51,12 @@ class ClassificationTask:
         multilabel: bool = False,
         region: str | None = None,
         field: Sequence[float] | None = None,
+        mask_channel: bool = False,
         positive: str | None = None,
         pool: Pool = "mean",
         sampling: Sampling = "uniform",
     ) -> None:
-        del region, field, positive
+        del region, field, mask_channel, positive
         if plan.classes is None or plan.classes.multilabel != multilabel:
             raise MedsegError(
                 f"task.multilabel={str(multilabel).lower()}: the plan was made for another; make one with medseg plan"

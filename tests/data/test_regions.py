@@ -9,9 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medseg.data.preprocess import preprocess
 from medseg.data.regions import cut_region, read_planned, region_window
 from medseg.data.store import prepare
 from medseg.planning.classes import ClassPlan, Region
+from medseg.planning.classification import with_classes
 from medseg.scans.find import find_one
 from medseg.scans.reading import ScanError
 from medseg.structures import Case, LabelTable
@@ -111,3 +113,22 @@ def test_a_case_without_mask_or_with_an_empty_one_is_refused(tmp_path: Path) -> 
         read_planned(_case(tmp_path, None), plan)
     with pytest.raises(ScanError, match="its mask marks nothing"):
         read_planned(_case(tmp_path, np.zeros((12, 12, 12), np.uint8)), plan)
+
+
+def test_where_the_plan_wants_to_see_it_the_mask_is_the_last_channel(tmp_path: Path) -> None:
+    mask = np.zeros((12, 12, 12), np.uint8)
+    mask[4:6, 4:6, 4:6] = 1
+    mask[5, 5, 7] = 1  # a speck moves the field nowhere, but is part of the mask
+    case = _case(tmp_path, mask)
+    classes = ClassPlan((0.5, 0.5), region=Region(MARKS, (4.0, 4.0, 6.0), mask_channel=True))
+    plan = with_classes(tiny_plan(task="classification", labels=CLASSES, why={"channels": "MRI zscore"}), classes)
+    assert [channel.name for channel in plan.channels] == ["MRI", "mask"]
+    assert plan.scan_channels == plan.channels[:1]
+    seen = read_planned(case, plan)
+    without = read_planned(
+        case, replace(plan, channels=plan.channels[:1], classes=_plan(Region(MARKS, (4.0, 4.0, 6.0))).classes)
+    )
+    np.testing.assert_array_equal(seen.data[:1], without.data)
+    np.testing.assert_array_equal(seen.data[1], mask[3:7, 3:7, 2:8])
+    np.testing.assert_array_equal(np.unique(preprocess(seen, plan)[0][1]), [0.0, 1.0])
+    assert ClassPlan.from_plain(classes.to_plain()) == classes

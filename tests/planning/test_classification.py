@@ -98,6 +98,8 @@ def test_the_field_is_longer_than_nearly_all_masks_or_as_configured() -> None:
 def test_a_field_without_region_is_refused() -> None:
     with pytest.raises(MedsegError, match=r"say task\.region=mask"):
         plan_classes(class_cohort(cohort_of("a", "b"), {}), fingerprint_of(), {"field": [3, 3]})
+    with pytest.raises(MedsegError, match=r"task\.mask_channel: belong to a region"):
+        plan_classes(class_cohort(cohort_of("a", "b"), {}), fingerprint_of(), {"mask_channel": True})
 
 
 def test_what_is_planned_for_is_the_region_in_voxels_of_each_scan() -> None:

@@ -28,7 +28,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Plan:
-    channels: Sequence[Channel]
+    scan_channels: Sequence[Channel]
     dimensions: int = 3
 
 
