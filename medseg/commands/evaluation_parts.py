@@ -141,6 +141,16 @@ def _runs(path: Path) -> list[Path]:
     return runs
 
 
+def start_of(path: Path, fold: int, trust: Sequence[str]) -> tuple[Model, frozenset[str]]:
+    """The model that a training of ``fold`` starts from, and the cases that it has seen, where its run says so.
+
+    Of an experiment folder it is the member of the same fold (the first, where there is none): it has not seen the same test.
+    """
+    members = list(zip(load_members(path, trust), _runs(path), strict=True))
+    model, run = next((m for m in members if m[0].training.get("fold") == fold), members[0])
+    return model, frozenset(_seen(model, run / "splits.json"))
+
+
 def _seen(model: Model, file: Path) -> tuple[str, ...]:
     """The cases that a model was trained or tuned on, where its run says so."""
     own = model.training.get("fold")

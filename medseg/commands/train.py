@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from medseg.commands.decide import decided_on_tune
+from medseg.commands.evaluation_parts import start_of
 from medseg.commands.plan import plan as make_plan
 from medseg.commands.plan import usable_cohort
 from medseg.data.augment import Augment, strong
@@ -22,7 +23,7 @@ from medseg.data.splits import Split, Splits, obtain_splits
 from medseg.data.store import Store, prepare
 from medseg.errors import MedsegError, SomeFailed
 from medseg.inference.runtime import Precision, fast_bf16, find_device
-from medseg.model import Model, load_members, save_model
+from medseg.model import Model, save_model
 from medseg.networks import build_network
 from medseg.planning.plan import Plan
 from medseg.scans.faults import NOTES, duplicate_groups
@@ -72,7 +73,7 @@ def train(
         optim, trainer: values of `Optimization` and `TrainerSettings`.
         planner, overrides: options of the planner; values of the plan that the user sets.
         tune: share of the patients outside ``test`` that checkpoints and post-processing are chosen on.
-        init: a model, run or experiment folder to start from.
+        init: a model, run or experiment folder to start from (of an experiment, the member of the same fold).
         config: the whole configuration as plain data, kept in ``config.yaml`` and compared on the next call.
 
     Returns:
@@ -115,7 +116,7 @@ def train(
         device = find_device("auto" if settings.accelerator in ("auto", "gpu") else settings.accelerator)
         precision = choose_precision(settings, device.type)
         module = TrainingModule(
-            _network(network, plan, task, init, trust),
+            _network(network, plan, task, None if init is None else _start(init, fold, split, trust), trust),
             build_task(task, plan, loss),
             plan,
             optimization,
@@ -194,26 +195,36 @@ def _usable(split: Split, store: Store) -> Split:
 
 
 def _network(
-    spec: Mapping[str, Any], plan: Plan, task: Mapping[str, Any], init: Path | None, trust: Sequence[str]
+    spec: Mapping[str, Any], plan: Plan, task: Mapping[str, Any], start: Model | None, trust: Sequence[str]
 ) -> nn.Module:
-    """The network of the plan, fresh or with what fits of the model ``init``."""
+    """The network of the plan, fresh or with what fits of the model ``start``."""
     network = build_network(spec, plan, build_task(task, plan).out_channels, trust=trust)
-    if init is not None:
-        source = load_members(init, trust)[0]
+    if start is not None:
         taken = transfer(
             network,
-            dict(source.weights),
+            dict(start.weights),
             outputs=_outputs(plan),
-            old_outputs=_outputs(source.plan),
+            old_outputs=_outputs(start.plan),
             channels=[channel.name for channel in plan.channels],
-            old_channels=[channel.name for channel in source.plan.channels],
+            old_channels=[channel.name for channel in start.plan.channels],
         )
         if not taken.whole:
-            raise MedsegError(
-                f"init={init}: no tensor of that model fits this network; expected the same network and plan"
-            )
+            raise MedsegError("init: no tensor of that model fits this network; expected the same network and plan")
         logger.info("init: %s", taken)
     return network
+
+
+def _start(init: Path, fold: int, split: Split, trust: Sequence[str]) -> Model:
+    """The model to start from; warns where it was trained on cases that this fold holds back."""
+    model, seen = start_of(init, fold, trust)
+    known = seen.intersection(split.test)
+    if known:
+        logger.warning(
+            "init=%s: that model has seen %d of the %d test cases of fold %d, so that figures on them would say too much; start "
+            "from a model of the same fold",
+            init, len(known), len(split.test), fold,
+        )  # fmt: skip
+    return model
 
 
 def _outputs(plan: Plan) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ import yaml
 
 from medseg.commands import train as recipe
 from medseg.data.cases import cache, persistent, smart
+from medseg.data.splits import Splits
 from medseg.errors import MedsegError, SomeFailed
-from medseg.model import load_model
+from medseg.model import load_model, save_model
 from medseg.planning.plan import Plan
 from medseg.scans.layouts import folder as folder_layout
 from tests.training.recipe import PLAN, run, tiny_cohort
@@ -53,6 +54,20 @@ def test_test_cases_are_kept_apart(trained: Path) -> None:
     assert len(splits["test"]) == 2
 
 
+def test_the_start_of_a_fold_is_the_member_of_the_same_fold_and_what_another_has_seen_is_said(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k in (0, 1):
+        shutil.copytree(trained, tmp_path / f"fold_{k}")
+        model = load_model(trained / "model")
+        save_model(replace(model, training={**model.training, "fold": k}), tmp_path / f"fold_{k}" / "model")
+    splits = Splits.load(trained / "splits.json")
+    assert recipe._start(tmp_path, 1, splits.fold(1), ()).training["fold"] == 1
+    assert not caplog.records
+    recipe._start(tmp_path / "fold_0", 1, splits.fold(1), ())
+    assert f"has seen {len(splits.fold(1).test)} of the {len(splits.fold(1).test)} test cases of fold 1" in caplog.text
+
+
 def test_a_model_with_other_labels_is_a_start(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = tmp_path / "data"
     tiny_cohort(data)
@@ -67,7 +82,7 @@ def test_a_model_with_other_labels_is_a_start(trained: Path, tmp_path: Path, cap
         {"_target_": "medseg.networks.unet.plain_unet"},
         load_model(trained / "model").plan.changed(labels=regrouped.labels),
         {"name": "segmentation"},
-        trained,
+        load_model(trained / "model"),
         (),
     )
     assert "init:" in caplog.text and "adapted" in caplog.text

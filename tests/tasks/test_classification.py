@@ -144,7 +144,10 @@ def test_validation_scores_the_mean_auroc() -> None:
     [
         ({"pool": "median"}, r"task\.pool='median': expected one of mean, max"),
         ({"sampling": "odd"}, r"task\.sampling='odd'"),
-        ({"smooth": 1}, "has no option smooth; it has multilabel, region, field, mask_channel, positive, pool, sampling"),
+        (
+            {"smooth": 1},
+            "has no option smooth; it has multilabel, region, field, mask_channel, positive, pool, sampling",
+        ),
     ],
 )
 def test_options_that_do_not_exist_are_named(options: dict[str, Any], message: str) -> None:
