@@ -66,7 +66,7 @@ def demo(*, folder: Path, minutes: float = 4.0, cases: int = 30, seed: int = 0) 
 
     _step(5, f"medseg predict: a folder that mixes DICOM, NIfTI and a corrupt file ({new}), and why it says so")
     try:
-        predict(model=model, input=new, output=folder / "results", saliency={"method": "layer_cam"})
+        predict(model=model, input=new, output=folder / "results", saliency={"method": "auto"})
     except SomeFailed as failed:
         logger.info("%s", failed)
     _closing(folder, summary)

@@ -24,7 +24,7 @@ from medseg.commands.report import report as write_report
 from medseg.commands.stored_prediction import StoredPredictions
 from medseg.data.regions import read_planned
 from medseg.errors import MedsegError, SomeFailed, all_at_once
-from medseg.explain.explainer import DEFAULT
+from medseg.explain.explainer import AUTO
 from medseg.export.case_folder import remove_remains
 from medseg.export.dicom import check_dicom
 from medseg.export.manifest import Record, read_manifest, records
@@ -83,9 +83,9 @@ def explain(
     output = Path(output)
     if isinstance(model, Mapping):
         raise MedsegError("explain: expected one model, found several by name; explain each into an output of its own")
-    chosen = Saliency.from_mapping({"method": DEFAULT} if saliency is None else saliency)
+    chosen = Saliency.from_mapping({"method": AUTO} if saliency is None else saliency)
     if chosen.method is None and not features:
-        raise MedsegError("explain=none: expected a method, such as explain=layer_cam, or features=true")
+        raise MedsegError("explain=none: expected a method, such as explain=auto, or features=true")
     members = load_members(Path(model), trust)
     is_mine, begun = _begun(output, members)
     for folder in output.iterdir() if is_mine else ():

@@ -37,7 +37,7 @@ class Saliency:
     """What ``conf/explain`` says.
 
     Args:
-        method: one of `medseg.explain.explainer.METHODS`; None for no heat maps.
+        method: one of `medseg.explain.explainer.METHODS`, or ``auto``; None for no heat maps.
         layer: where a CAM method looks; None for its default.
         targets: what is explained; empty for what `targets_of` finds in a prediction.
         options: of the method.
@@ -83,7 +83,7 @@ def explainer_of(
         MedsegError: there is no method, or it, an option, a layer or a target does not exist (all such targets are named).
     """
     if saliency.method is None:
-        raise MedsegError("explain=none: expected a method to explain with, such as explain=layer_cam")
+        raise MedsegError("explain=none: expected a method to explain with, such as explain=auto")
     check_targets(saliency.targets, models[0])
     how = {name: value for name, value in (runtime or {}).items() if name in ("device", "precision")}
     return Explainer(

@@ -26,7 +26,7 @@ from medseg.data.preprocess import preprocess
 from medseg.data.regions import read_planned
 from medseg.errors import MachineError, MedsegError, SomeFailed, all_at_once
 from medseg.evaluation.lesions import components
-from medseg.explain.explainer import DEFAULT, Explainer
+from medseg.explain.explainer import AUTO, Explainer, best_method
 from medseg.explain.stability import shifted
 from medseg.explain.targets import Aim, Target, aims_of, region_on_plan, targets_of, voxels_of
 from medseg.explain.trust import Method, TrustCase, measure
@@ -87,13 +87,16 @@ def judge(
         MachineError: the disk or the memory is full; the same command goes on.
     """
     output = Path(output)
-    chosen = Saliency.from_mapping({"method": DEFAULT} if saliency is None else saliency)
-    names = list(dict.fromkeys(methods or [chosen.method or DEFAULT]))
+    chosen = Saliency.from_mapping({"method": AUTO} if saliency is None else saliency)
     if split not in (*SPLITS, "all"):
         raise MedsegError(f"split={split}: expected one of {', '.join(SPLITS)} or all")
     if cases is not None and cases < 1:
         raise MedsegError(f"cases={cases}: expected at least 1, or null for all")
     parts = [_thinned(part, cases) for part in parts_of_model(cohort, Path(model), split, fold, splits, trust)]
+    best = best_method(str(parts[0].models[0].task["name"]), chosen.layer)
+    own = best if chosen.method in (AUTO, None) else str(chosen.method)
+    chosen = replace(chosen, method=own)
+    names = list(dict.fromkeys(best if name == AUTO else name for name in methods or [own]))
     ways = {name: _for(name, chosen) for name in names}
     asked = {
         "methods": [[name, way.layer, dict(way.options)] for name, way in ways.items()],

@@ -14,9 +14,9 @@ import torch
 from medseg.data.preprocess import preprocess, restore_values
 from medseg.errors import MachineError, MedsegError
 from medseg.explain.evidence import CaseScore, Evidence
-from medseg.explain.grad_cam import grad_cam, grad_cam_plus_plus, layer_cam
+from medseg.explain.grad_cam import depth_cam, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam
 from medseg.explain.gradients import gradient, guided_backprop, integrated_gradients, smooth_grad
-from medseg.explain.layers import Ran, default_layer, layer_members, run_order
+from medseg.explain.layers import Ran, default_layer, depths_of, layer_members, run_order
 from medseg.explain.occlusion import occlusion
 from medseg.explain.stitching import Stitching
 from medseg.explain.targets import Target, aims_of, region_on_plan
@@ -29,6 +29,8 @@ from medseg.tiling.windows import window_starts
 from medseg.volume import Array, Volume
 
 METHODS: Mapping[str, Callable[..., Array]] = {
+    "depth_cam": depth_cam,
+    "hires_cam": hires_cam,
     "layer_cam": layer_cam,
     "grad_cam": grad_cam,
     "grad_cam_plus_plus": grad_cam_plus_plus,
@@ -39,10 +41,19 @@ METHODS: Mapping[str, Callable[..., Array]] = {
     "gradient": gradient,
 }
 """A method takes a `CaseScore`, an array ``(C, *S)``, and its own options by keyword (``layers`` from the explainer), and gives
-``(*S)`` float32."""
-DEFAULT = "layer_cam"
-"""For every task: one weight a cell keeps the map of a fine layer at what is explained, where one a channel lights up whatever
-looks alike; and a volume costs the windows that see the target, not all of them."""
+``(*S)`` float32; so for ``depths``."""
+AUTO = "auto"
+"""`best_method` of the task."""
+
+
+def best_method(task: str, layer: str | None = None) -> str:
+    """What ``auto`` stands for, where a ``layer`` is asked for or none.
+
+    A label or a box says itself where to look, and one layer behind it shows what it rests on; a class does not, and a place
+    counts where all depths agree. One weight a cell keeps a map at what is explained, where one a channel lights up whatever
+    looks alike; and a volume costs the windows that see the target, not all of them.
+    """
+    return "depth_cam" if task == "classification" and layer is None else "hires_cam"
 
 
 class Explainer:
@@ -50,7 +61,7 @@ class Explainer:
 
     Args:
         models: the members; the map is the mean of theirs.
-        method: one of `METHODS`.
+        method: one of `METHODS`, or ``auto``.
         layer: where a CAM method looks, a module by name (``decoder.1``) or a list of modules (``head.lateral``); by default
             as `default_layer`.
         options: of the method (``steps``, ``samples``, ``size`` …).
@@ -66,7 +77,7 @@ class Explainer:
         self,
         models: Sequence[Model],
         *,
-        method: str = DEFAULT,
+        method: str = AUTO,
         layer: str | None = None,
         options: Mapping[str, Any] | None = None,
         overlap: float = 0.5,
@@ -78,7 +89,8 @@ class Explainer:
             raise MedsegError("explain: expected at least one model, found none")
         for other in models[1:]:
             check_member(models[0], other)
-        self.method, self.models, self.plan = method, tuple(models), models[0].plan
+        self.models, self.plan = tuple(models), models[0].plan
+        self.method = method = best_method(str(models[0].task["name"]), layer) if method == AUTO else method
         self._options = _checked(method, layer, options or {})
         window_starts((1,), (1,), overlap)  # an impossible overlap is named before any work
         self._how: dict[str, Any] = {"overlap": overlap, "device": device, "precision": precision, "trust": trust}
@@ -90,6 +102,8 @@ class Explainer:
         if _has_layers(method):
             self.layer = layer or default_layer(self._ran, self.plan.patch_size, self.task.name)
             self._options["layers"] = layer_members(self._ran, self.layer, self.plan.dimensions)
+        elif "depths" in inspect.signature(METHODS[method]).parameters:
+            self._options["depths"] = depths_of(self._ran, self.plan.patch_size, self.task.name)
 
     def explain(self, volume: Volume, prediction: Prediction, targets: Sequence[Target]) -> list[HeatMap]:
         """A heat map of each target on the scan's own grid; 0 in what preprocessing cut away.
@@ -170,7 +184,7 @@ class Explainer:
                 order = torch.from_numpy(rng.permutation(weight.numel()))
                 weight.copy_(weight.flatten()[order].reshape(weight.shape))
             models.append(replace(model, weights=network.state_dict()))  # under every name that a weight has
-        options = {name: value for name, value in self._options.items() if name != "layers"}
+        options = {name: value for name, value in self._options.items() if name not in ("layers", "depths")}
         return Explainer(models, method=self.method, layer=self.layer, options=options, **self._how)
 
     @cached_property
@@ -205,9 +219,9 @@ def _checked(method: str, layer: str | None, options: Mapping[str, Any]) -> dict
         raise MedsegError(f"explain: method {method!r}; expected one of {', '.join(METHODS)}")
     if layer is not None and not _has_layers(method):
         cams = ", ".join(name for name in METHODS if _has_layers(name))
-        raise MedsegError(f"explain: {method} looks at the input and takes no layer; {cams} take one")
+        raise MedsegError(f"explain: {method} takes no layer; {cams} take one")
     parameters = inspect.signature(METHODS[method]).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "layers"]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("layers", "depths")]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise MedsegError(f"explain: {method} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")

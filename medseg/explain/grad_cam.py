@@ -1,12 +1,12 @@
 """Class activation maps by gradients: which features of a layer speak for the target, and where they are.
 
-All three weigh the maps A of a layer with gradients of the score; there is one weight a channel (Grad-CAM, Grad-CAM++) or one a
-cell (LayerCAM). Over a whole case
+All weigh the maps A of a layer with gradients of the score; there is one weight a channel (Grad-CAM, Grad-CAM++) or one a cell
+(LayerCAM, HiResCAM, and their agreement over depths). Over a whole case
 
 - the weights of channels are those of the case, summed over all windows before any map is made, and then the same for every
   window: a window that has no part in the score has a map too (a forward pass), so that it ends nowhere at the region;
-- windows are enlarged to voxels (linearly) and blended as prediction blends logits. LayerCAM's gradients carry the share of each
-  window already, so that its windows are added, and those without a part in the score add nothing;
+- windows are enlarged to voxels (linearly) and blended as prediction blends logits. Gradients of cells carry the share of each
+  window already, so that windows are added, and those without a part in the score add nothing;
 - what is negative is cut off last, when all windows are together.
 
 Captum has Grad-CAM of one window, which cannot share weights among several: here it is for all. A layer may be a group of maps,
@@ -72,12 +72,41 @@ def grad_cam_plus_plus(score: CaseScore, array: Array, *, layers: Sequence[str])
 
 def layer_cam(score: CaseScore, array: Array, *, layers: Sequence[str]) -> Array:
     """Each cell weighted by its own positive gradient (Jiang et al. 2021, eq. 6–8), for layers fine enough to outline."""
+    return np.maximum(sum(_of_cells(score, array, layers, positive=True)), 0)
+
+
+def hires_cam(score: CaseScore, array: Array, *, layers: Sequence[str]) -> Array:
+    """Each cell weighted by its own gradient, whatever its sign (HiResCAM, Draelos & Carin 2020, eq. 4).
+
+    What a channel says against the target at a place counts against what another says for it there, so that a map is narrower
+    than LayerCAM's; where only linear layers follow, it is what the place adds to the score.
+    """
+    return np.maximum(sum(_of_cells(score, array, layers, positive=False)), 0)
+
+
+def depth_cam(score: CaseScore, array: Array, *, depths: Sequence[str]) -> Array:
+    """Where HiResCAM agrees at every depth of the network: the geometric mean of its maps of ``depths``.
+
+    A deep map knows what it sees and not exactly where, a shallow one where and not quite what; a place that any of them finds
+    irrelevant is so. Maps need no common scale for this, as a factor of one changes nothing but the scale of the result. Depths
+    that the score does not depend on (the levels of a detector where a box was not found) are left out.
+    """
+    maps = [np.maximum(one, 0) for one in _of_cells(score, array, depths, positive=False) if one.any()]
+    if not maps:
+        return np.zeros(score.stitching.shape, np.float32)
+    with np.errstate(divide="ignore"):  # the logarithm of 0, whose mean with others is the 0 that is wanted
+        return np.exp(np.mean(np.log(maps), axis=0, dtype=np.float64)).astype(np.float32)
+
+
+def _of_cells(score: CaseScore, array: Array, layers: Sequence[str], *, positive: bool) -> list[Array]:
+    """Of each layer, its maps times their gradients (or what of these is positive), summed over channels and windows."""
     maps = _Maps(score, array, layers, keep=False)  # each window is looked at once
-    total = np.zeros(score.stitching.shape, np.float32)
+    totals = [np.zeros(score.stitching.shape, np.float32) for _ in layers]
     for share in score.shares:
-        for features, slope in maps.with_gradients(share):
-            score.stitching.add(total, maps.enlarged((slope.relu() * features).sum(0)), share.lower)
-    return np.maximum(total, 0)
+        for total, (features, slope) in zip(totals, maps.with_gradients(share), strict=True):
+            weight = slope.relu() if positive else slope
+            score.stitching.add(total, maps.enlarged((weight * features).sum(0)), share.lower)
+    return totals
 
 
 class _Maps:

@@ -19,6 +19,9 @@ from medseg.errors import MedsegError
 
 CELLS = 12
 """Of the maps of a classifier, the last is taken that has so many cells along its longest axis: coarser ones point nowhere."""
+FEWEST = 6
+"""Cells along its longest axis from which a map has a part in `depths_of`."""
+HEAD = "head"
 SHARED_BY_LEVELS = "head.lateral"
 """The maps of our detectors that their head looks at: a box is found at one level, and no finer map has a part in it."""
 _LISTED = 60
@@ -97,15 +100,9 @@ def default_layer(ran: Sequence[Ran], patch: Sequence[int], task: str) -> str:
     Raises:
         MedsegError: no layer has a feature map.
     """
-    maps = _maps(ran, len(patch))
-    if not maps:
-        raise MedsegError(
-            "no layer of the network has a feature map; take a method that looks at the input, as gradient"
-        )
+    maps = _explicable(ran, len(patch), task)
     if task == "detection" and any(one.name.startswith(f"{SHARED_BY_LEVELS}.") for one in maps):
         return SHARED_BY_LEVELS
-    if task == "segmentation" and len(maps) > 1:
-        maps = maps[:-1]  # the last gives what is explained
     sizes = [one.shape[2:] for one in maps if one.shape is not None]
     if task == "classification":
         fitting = [size for size in sizes if max(size) >= CELLS]
@@ -117,6 +114,39 @@ def default_layer(ran: Sequence[Ran], patch: Sequence[int], task: str) -> str:
     same = [one.name for one in maps if one.shape is not None and one.shape[2:] == size]
     fewest = min(name.count(".") for name in same)
     return [name for name in same if name.count(".") == fewest][-1]
+
+
+def depths_of(ran: Sequence[Ran], patch: Sequence[int], task: str) -> tuple[str, ...]:
+    """A layer for each resolution below that of the image, in the order in which they run: of all that have it, the last.
+
+    Maps of fewer than `FEWEST` cells along their longest axis point nowhere. What is in the head of a detector or a classifier
+    of ours is left out: most of it has no part in a given box. A network that has nothing else is seen at every resolution.
+
+    Raises:
+        MedsegError: no layer has a feature map.
+    """
+    last: dict[tuple[int, ...], str] = {}
+    for one in _explicable(ran, len(patch), task):
+        size, held = (one.shape or ())[2:], last.get((one.shape or ())[2:])
+        if one.name.partition(".")[0] != HEAD and (held is None or one.name.count(".") <= held.count(".")):
+            last[size] = one.name
+    fitting = {
+        size: name
+        for size, name in last.items()
+        if max(size) >= FEWEST and any(n < p for n, p in zip(size, patch, strict=True))
+    }
+    place = {one.name: at for at, one in enumerate(ran)}
+    return tuple(sorted((fitting or last).values(), key=place.__getitem__))
+
+
+def _explicable(ran: Sequence[Ran], dimensions: int, task: str) -> list[Ran]:
+    """The layers with a feature map, but not the one that gives what is explained. Raises MedsegError if there is none."""
+    maps = _maps(ran, dimensions)
+    if not maps:
+        raise MedsegError(
+            "no layer of the network has a feature map; take a method that looks at the input, as gradient"
+        )
+    return maps[:-1] if task == "segmentation" and len(maps) > 1 else maps
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ const UNITS = { ml: 'ml', mm2: 'mm²', px: 'px' };
 
 // "hd95_mm" → "HD95 mm", "sensitivity_at_1_fp" → "Sensitivity at 1 fp"
 function heading(name) {
-  const methods = { grad_cam: 'Grad-CAM', grad_cam_plus_plus: 'Grad-CAM++', layer_cam: 'LayerCAM', smooth_grad: 'SmoothGrad' };
+  const methods = { grad_cam: 'Grad-CAM', grad_cam_plus_plus: 'Grad-CAM++', layer_cam: 'LayerCAM', hires_cam: 'HiResCAM', depth_cam: 'HiResCAM over depths', smooth_grad: 'SmoothGrad' };
   if (name in methods) return methods[name];
   const known = { iou: 'IoU', nsd: 'NSD', ap: 'AP', auroc: 'AUROC', auprc: 'AUPRC', ece: 'ECE', cpm: 'CPM', froc: 'FROC', roc: 'ROC', ppv: 'PPV', npv: 'NPV', nll: 'NLL', f1: 'F1', ml: 'ml', mm2: 'mm²' };
   const words = name.split('_').map((word) => known[word] || (/^(hd|assd)\d*$/.test(word) ? word.toUpperCase() : word));

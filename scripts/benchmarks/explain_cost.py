@@ -35,7 +35,7 @@ from medseg.structures import LabelTable
 from medseg.tasks import build_task
 from scripts.benchmarks.preprocess_vs_nnunet import machine
 
-METHODS = ("grad_cam", "layer_cam", "gradient")
+METHODS = ("grad_cam", "hires_cam", "depth_cam", "gradient")
 NETWORK = {"_target_": "medseg.networks.unet.plain_unet"}
 
 

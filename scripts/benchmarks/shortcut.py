@@ -29,7 +29,7 @@ from medseg.commands.train import train
 from medseg.data.augment import none
 from medseg.data.splits import Splits
 from medseg.evaluation.classification import auroc
-from medseg.explain.explainer import DEFAULT, Explainer
+from medseg.explain.explainer import AUTO, Explainer
 from medseg.explain.targets import Target
 from medseg.inference.predictor import Predictor
 from medseg.model import load_members
@@ -39,7 +39,7 @@ from medseg.testing.shortcut import DISEASED, MARKER_BOX, SIZE, shortcut_found, 
 
 TASK = {"name": "classification"}
 NETWORK = {"_target_": "medseg.networks.classifier.encoder_classifier"}
-TRAINER = {"steps_per_epoch": 40, "max_epochs": 8, "pictures": 0, "precision": "float32", "ema": 0.9, "workers": 0}
+TRAINER = {"steps_per_epoch": 40, "max_epochs": 20, "pictures": 0, "precision": "float32", "ema": 0.9, "workers": 0}
 OPTIM = {"_target_": "torch.optim.AdamW", "lr": 0.005}
 MARGIN = 2
 """Pixels around the marker that count as its surroundings."""
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--cases", type=int, default=240)
-    parser.add_argument("--method", default=DEFAULT, help=f"of explanation (default {DEFAULT})")
+    parser.add_argument("--method", default=AUTO, help="of explanation")
     parser.add_argument("--out", type=Path, required=True, help="a folder; finished seeds are not made again")
     arguments = parser.parse_args()
     logging.getLogger("medseg").setLevel(logging.ERROR)

@@ -166,9 +166,9 @@ def test_results_of_another_model_are_refused_unless_overwritten(model, scans, t
             {"targets": ["label=spleen", "class=sick"]},
             r"no label 'spleen'; it has liver, lesion\n.*has no class; ask for",
         ),
-        ({"method": "grad_cma"}, r"method 'grad_cma'; expected one of layer_cam"),
+        ({"method": "grad_cma"}, r"method 'grad_cma'; expected one of depth_cam, hires_cam, layer_cam"),
         ({"method": "smooth_grad", "sample": 3}, r"smooth_grad has no option sample; it has samples, noise, seed"),
-        ({"layer": "encoder"}, r"gradient looks at the input and takes no layer"),
+        ({"layer": "encoder"}, r"gradient takes no layer"),
         ({"method": None}, r"explain=none: expected a method"),
     ],
 )
@@ -335,7 +335,7 @@ def test_every_method_has_a_configuration_with_its_options_and_their_defaults():
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert {values.pop("method"), values.pop("layer"), str(values.pop("targets"))} <= {path.stem, None, "[]"}
         given[path.stem] = values
-    assert given.pop("none") == {}
+    assert given.pop("none") == given.pop("auto") == {}
     assert given == {
         name: {p.name: p.default for p in signature(method).parameters.values() if p.default is not p.empty}
         for name, method in METHODS.items()

@@ -12,12 +12,12 @@ from torch import nn
 
 from medseg.errors import MedsegError
 from medseg.explain import grad_cam as module
-from medseg.explain.grad_cam import grad_cam, grad_cam_plus_plus, layer_cam
+from medseg.explain.grad_cam import depth_cam, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam
 from medseg.explain.gradients import gradient, integrated_gradients
 from tests.explain.nets import convolutions, plan_2d, random_array, score_of, weighted
 from tests.tiny import tiny_plan
 
-CAMS = [grad_cam, grad_cam_plus_plus, layer_cam]
+CAMS = [grad_cam, grad_cam_plus_plus, layer_cam, hires_cam]
 
 
 def signs(first: float = 2.0, second: float = 1.0) -> nn.Sequential:
@@ -65,6 +65,54 @@ def test_layer_cam_by_hand() -> None:
     np.testing.assert_allclose(found, 2 * positive / 8 * region, atol=1e-6)
 
 
+def test_hires_cam_by_hand_is_what_each_place_adds_to_the_score() -> None:
+    """Gradients 2/8 and −1/8 inside a region of 8 voxels: what speaks against the target lowers the map, and is cut off last."""
+    array, region = random_array((1, 4, 4)), np.repeat([[1], [0]], 2, 0).repeat(4, 1)
+    positive, negative = parts(array)
+    found = hires_cam(score_of(signs(2.0, -1.0), array, region=region), array, layers=["1"])
+    np.testing.assert_allclose(found, np.maximum(2 * positive - negative, 0) / 8 * region, atol=1e-6)
+
+
+def test_depth_cam_by_hand_is_the_geometric_mean_over_depths() -> None:
+    """Two ReLU layers: A = 2·I⁺ and then B = 3·A + (3·A's copy cut to one row by weights); the score is the mean of B."""
+    network = weighted(
+        nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1),
+        weights=[[2.0], [3.0, -1.0], [[0.0, 0.0], [1.0, 5.0]]],
+    )  # fmt: skip
+    array = random_array((1, 4, 4))
+    positive = 2 * np.maximum(array[0], 0)
+    score = score_of(network, array)
+    first, second = (hires_cam(score, array, layers=[layer]) for layer in "13")
+    np.testing.assert_allclose(first, 3 * positive / 16, atol=1e-6)
+    np.testing.assert_allclose(second, 3 * positive / 16, atol=1e-6)
+    np.testing.assert_allclose(depth_cam(score, array, depths=["0", "3"]), 3 * positive / 16, atol=1e-6)
+    blurred = nn.Sequential(nn.AvgPool2d(3, 1, 1), *network)
+    score = score_of(blurred, array)
+    maps = [hires_cam(score, array, layers=[layer]) for layer in ("0", "2", "4")]
+    np.testing.assert_allclose(
+        depth_cam(score, array, depths=["0", "2", "4"]), np.prod(maps, 0, dtype=np.float64) ** (1 / 3), atol=1e-6
+    )
+
+
+def test_a_depth_that_the_score_does_not_depend_on_has_no_say_and_one_that_denies_has_the_last_word() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.ModuleList([signs(), signs()])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.rows[1](x)
+            output: torch.Tensor = self.rows[0](x)
+            return output
+
+    array = random_array((1, 4, 4))
+    score = score_of(Two(), array)
+    alone = hires_cam(score, array, layers=["rows.0.1"])
+    np.testing.assert_allclose(depth_cam(score, array, depths=["rows.0.1", "rows.1.1"]), alone, atol=1e-6)
+    against = score_of(signs(-1.0, -1.0), array)
+    assert not depth_cam(against, array, depths=["1"]).any()
+
+
 def test_grad_cam_of_one_window_is_captums() -> None:
     torch.manual_seed(0)
     network, array = convolutions(2, 1, 2), random_array((1, 4, 4))
@@ -92,7 +140,10 @@ def interior(shape: tuple[int, ...], border: int) -> tuple[slice, ...]:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("name", ["grad_cam", "grad_cam_plus_plus", "layer_cam", "gradient", "integrated_gradients"])
+@pytest.mark.parametrize(
+    "name",
+    ["grad_cam", "layer_cam", "hires_cam", "depth_cam", "grad_cam_plus_plus", "gradient", "integrated_gradients"],
+)
 def test_windows_of_a_case_agree_with_the_whole_case_in_one_window(name: str, dimensions: int) -> None:
     """A network that treats every place alike; windows differ from the whole only at their rims, which weigh little."""
     size, patch = {2: (32, 16), 3: (18, 12)}[dimensions]
@@ -101,6 +152,8 @@ def test_windows_of_a_case_agree_with_the_whole_case_in_one_window(name: str, di
         "grad_cam": lambda s, a: grad_cam(s, a, layers=["3"]),
         "grad_cam_plus_plus": lambda s, a: grad_cam_plus_plus(s, a, layers=["3"]),
         "layer_cam": lambda s, a: layer_cam(s, a, layers=["3"]),
+        "hires_cam": lambda s, a: hires_cam(s, a, layers=["3"]),
+        "depth_cam": lambda s, a: depth_cam(s, a, depths=["1", "3"]),
         "gradient": gradient,
         "integrated_gradients": lambda s, a: integrated_gradients(s, a, steps=2),
     }[name]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from medseg.errors import MedsegError
-from medseg.explain.layers import Ran, default_layer, layer_members, run_order, watching
+from medseg.explain.layers import Ran, default_layer, depths_of, layer_members, run_order, watching
 from medseg.networks import build_network
 from medseg.planning.plan import Plan
 from tests.tiny import RETINA, UNET, tiny_boxes, tiny_plan
@@ -46,6 +46,18 @@ def test_a_segmentation_network_is_explained_at_half_the_resolution_of_its_decod
     plan = three_stages()
     _, ran = built(f"medseg.networks.{target}", plan, **options)
     assert default_layer(ran, plan.patch_size, "segmentation") == expected
+
+
+def test_the_depths_of_a_network_are_the_last_layers_of_each_resolution_below_that_of_the_image() -> None:
+    plan = three_stages(task="detection", boxes=tiny_boxes(2, levels=(0, 1), anchors=(((4.0, 4.0),),) * 2))
+    plan = plan.changed(patch_size=(32, 32))
+    _, ran = built("medseg.networks.unet.plain_unet", plan)
+    assert depths_of(ran, plan.patch_size, "segmentation") == ("encoder.2", "decoder.1")
+    _, ran = built(RETINA, plan)
+    assert depths_of(ran, plan.patch_size, "detection") == ("trunk.encoder.2", "trunk.decoder.1")
+    alike = [Ran("a", (1, 2, 32, 32), 1), Ran("b", (1, 2, 32, 32), 1), Ran("b.c", (1, 2, 32, 32), 1)]
+    assert depths_of(alike, (32, 32), "classification") == ("b",)
+    assert depths_of([*alike, Ran("d", (1, 2, 4, 4), 1)], (32, 32), "classification") == ("b", "d")
 
 
 def test_a_detector_is_explained_at_the_maps_of_all_levels() -> None:
