@@ -13,13 +13,12 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy import ndimage
 
 from medseg.data.normalisation import Scale, in_order, inside_of
-from medseg.data.resampling import Line, Slices, resample_labels, resample_window
+from medseg.data.resampling import Line, Sliced, Slices, resample_labels, resample_window
 from medseg.errors import MedsegError
 from medseg.planning.plan import Plan
 from medseg.structures import unique_values
@@ -29,16 +28,6 @@ logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 26
 """What a block of scores may take that is on its way to the scan's own grid."""
-
-
-class Scores(Protocol):
-    """Scores ``(K, *S)`` on the plan's grid: an array, or what makes the parts that are asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, window: Slices) -> Array:
-        """``(K, *window)``; the first slice is of all channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +121,8 @@ class PlannedScan:
         return len(self._data), *self.restoration.shape
 
     def __getitem__(self, window: Slices) -> Array:
-        """``(C, *window)`` float32: the part within ``window``, a slice of the plan's grid an axis."""
-        first, last = [part.start for part in window], [part.stop for part in window]
+        """The part within ``window``, float32: a slice of all channels, and one of the plan's grid an axis."""
+        first, last = [part.start for part in window[1:]], [part.stop for part in window[1:]]
         found = resample_window(self._normalised, self._lines, first, last)
         if self._resampled:
             for values, scale in zip(found, self._scales, strict=True):
@@ -142,7 +131,7 @@ class PlannedScan:
 
     def whole(self) -> Array:
         """``(C, *S)`` float32."""
-        return self[tuple(slice(0, n) for n in self.restoration.shape)]
+        return self[tuple(slice(0, n) for n in self.shape)]
 
     @property
     def _resampled(self) -> bool:
@@ -159,6 +148,14 @@ class PlannedScan:
             if self._resampled:
                 values -= np.float32(scale.least)
         return found
+
+
+def whole_restoration(geometry: Geometry, plan: Plan) -> Restoration:
+    """The way back to a scan of which all is kept: what a header tells before anything is read."""
+    turn = _turn(geometry, plan)
+    turned = turn.apply_to_geometry(geometry)
+    shape = _plan_shape(turned.spacing, turned.shape, plan)
+    return Restoration(geometry, turn, (0,) * geometry.dimensions, turned.shape, shape)
 
 
 def preprocess(volume: Volume, plan: Plan) -> tuple[Array, Restoration]:
@@ -220,7 +217,7 @@ class MaskOnScan:
         self._decode, self._block = decode, block
         self._back = restoration.turn.inverse()
 
-    def paint(self, scores: Scores, first: Sequence[int], last: Sequence[int]) -> None:
+    def paint(self, scores: Sliced, first: Sequence[int], last: Sequence[int]) -> None:
         """Decode the voxels ``[first, last)`` of what was kept of the scan, along the plan's axes."""
         for window, part in _blocks(scores, self.restoration, self._block, first, last):
             # Decoded before it is turned: labels are turned instead of K scores, and scores lie as decoding likes it.
@@ -232,7 +229,7 @@ class MaskOnScan:
 
 
 def restore_mask(
-    scores: Array, restoration: Restoration, decode: Callable[[Array], Array], block: int | None = None
+    scores: Sliced, restoration: Restoration, decode: Callable[[Array], Array], block: int | None = None
 ) -> Array:
     """Labels on the scan's own grid from scores on the plan's grid, decoded block by block.
 
@@ -273,7 +270,7 @@ def restore_values(values: Array, restoration: Restoration) -> Array:
 
 
 def _blocks(
-    scores: Scores, restoration: Restoration, block: int | None, first: Sequence[int], last: Sequence[int]
+    scores: Sliced, restoration: Restoration, block: int | None, first: Sequence[int], last: Sequence[int]
 ) -> Iterator[tuple[Slices, Array]]:
     """Of the box ``[first, last)`` of what was kept of the scan: where a block lies in the scan's own axes, and its scores
     along the plan's axes."""

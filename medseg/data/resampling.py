@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from medseg.volume import Array, nearest_index, product_along, resample_array, resampling_matrix
 
 Slices = tuple[slice, ...]
+
+
+class Sliced(Protocol):
+    """An array ``(C, *S)``, or what makes or holds its parts and is sliced like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, window: Slices, /) -> Array:
+        """The part within ``window``: a slice of the channels and one an axis."""
 
 
 @dataclass(frozen=True)
