@@ -71,16 +71,13 @@ class Route:
     @cached_property
     def windows(self) -> int:
         """Windows that are gone through, those of two tiles counted twice."""
-        return math.prod(sum(len(span.starts) for span in spans) for spans in self.spans)
+        return math.prod(_windows(spans) for spans in self.spans)
 
     @cached_property
     def bytes(self) -> int:
-        """What is in memory at most: the sums and weights of the held rows, and the rows of the scan that windows see, once as
-        they are and once while they grow."""
-        across = [spans for axis, spans in enumerate(self.spans) if axis != self.axis]
-        sums = (self.outputs + 1) * self.rows * math.prod(max(map(_held, spans)) for spans in across)
-        seen = 3 * self.channels * self.rows * math.prod(max(map(_read, spans)) for spans in across)
-        return _BYTES * (sums + seen)
+        """What is in memory at most."""
+        across = [_widest(spans) for axis, spans in enumerate(self.spans) if axis != self.axis]
+        return _bytes(self.rows, across, self.channels, self.outputs)
 
 
 def find_route(
@@ -99,13 +96,22 @@ def find_route(
     axis = max(range(len(lines)), key=lambda a: lines[a].old / patch[a])
     rows = min(lines[axis].old, patch[axis] + _HALO)
     distinct = math.prod(map(len, starts))
-    choices = [
-        [_spans(line, size, first, count) for count in range(1, 1 if a == axis else len(first) + 1)]
-        or [_spans(line, size, first, 1)]
-        for a, (line, size, first) in enumerate(zip(lines, patch, starts, strict=True))
+    counts = [1 if a == axis else len(first) for a, first in enumerate(starts)]
+    ways = [
+        [_spans(line, size, first, count) for count in range(1, most + 1)]
+        for line, size, first, most in zip(lines, patch, starts, counts, strict=True)
     ]
-    routes = (Route(axis, rows, spans, distinct, channels, outputs) for spans in itertools.product(*choices))
-    return min(routes, key=lambda r: (r.bytes > budget, r.windows if r.bytes <= budget else r.bytes, len(r.tiles)))
+    costs = [[(_windows(spans), *_widest(spans)) for spans in way] for way in ways]
+
+    def rank(choice: Sequence[int]) -> tuple[bool, int, int]:
+        chosen = [cost[number] for cost, number in zip(costs, choice, strict=True)]
+        across = [(held, read) for a, (_, held, read) in enumerate(chosen) if a != axis]
+        needed, windows = _bytes(rows, across, channels, outputs), math.prod(cost[0] for cost in chosen)
+        return needed > budget, windows if needed <= budget else needed, sum(choice)
+
+    best = min(itertools.product(*(range(len(way)) for way in ways)), key=rank)
+    spans = tuple(way[number] for way, number in zip(ways, best, strict=True))
+    return Route(axis, rows, spans, distinct, channels, outputs)
 
 
 def _spans(line: Line, size: int, starts: Sequence[int], count: int) -> tuple[Span, ...]:
@@ -122,12 +128,20 @@ def _span(line: Line, size: int, starts: Sequence[int], first: int, last: int) -
     return Span(slice(first, last), slice(low, high), read, mine)
 
 
-def _held(span: Span) -> int:
-    return span.held.stop - span.held.start
+def _windows(spans: Sequence[Span]) -> int:
+    return sum(len(span.starts) for span in spans)
 
 
-def _read(span: Span) -> int:
-    return span.read.stop - span.read.start
+def _widest(spans: Sequence[Span]) -> tuple[int, int]:
+    """The most voxels that a tile holds, and that its windows see."""
+    return max(s.held.stop - s.held.start for s in spans), max(s.read.stop - s.read.start for s in spans)
+
+
+def _bytes(rows: int, across: Sequence[tuple[int, int]], channels: int, outputs: int) -> int:
+    """The sums and weights of the held rows, and the rows of the scan that windows see: once as they are, and twice while they
+    grow and are resampled."""
+    sums = (outputs + 1) * rows * math.prod(held for held, _ in across)
+    return _BYTES * (sums + 3 * channels * rows * math.prod(read for _, read in across))
 
 
 def box(spans: Sequence[Span], part: str) -> Slices:
