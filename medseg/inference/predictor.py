@@ -274,13 +274,17 @@ class Predictor:
         scores: bool,
     ) -> tuple[Prediction, Any]:
         """What the task says of a case, and the merged output where a case is not swept."""
-        plan, restoration, how = self.plan, ready.restoration, {"batch_size": self._batch_size, "on_window": on_window}
+        patch, restoration, size = self.plan.patch_size, ready.restoration, self._batch_size
         if isinstance(self.task, DenseTask) and self.sweeps(scores):
             rest = self._rest(restoration, ready.scan_bytes, self.memory)
-            route, _ = route_within(restoration, plan, self._outputs, self._overlap, self.memory, rest)
-            mask = sweep(ready.scan, restoration, self.task, answers, route, patch=plan.patch_size, **how)
+            route, _ = route_within(restoration, self.plan, self._outputs, self._overlap, self.memory, rest)
+            mask = sweep(
+                ready.scan, restoration, self.task, answers, route, patch=patch, batch_size=size, on_window=on_window
+            )
             return Prediction(case, restoration.scan, self.task.labels, mask=mask), None
-        merged = _merged(ready.array(), plan.patch_size, self.task, answers, overlap=self._overlap, **how)
+        merged = _merged(
+            ready.array(), patch, self.task, answers, overlap=self._overlap, batch_size=size, on_window=on_window
+        )
         return self.task.decode(case, merged, restoration, self.finder.thresholds), merged
 
     def _refined(self, prediction: Prediction, merged: Any, restoration: Restoration) -> Prediction:

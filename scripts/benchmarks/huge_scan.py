@@ -11,6 +11,7 @@ each). Then a crop is predicted without a bound, by the windows that the scan ha
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -25,12 +26,16 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from medseg.inference.predictor import Predictor
+from medseg.data.preprocess import preprocess
+from medseg.inference.answers import Answers
+from medseg.inference.runtime import TorchRuntime
 from medseg.model import Model, load_model, save_model
 from medseg.networks import build_network
 from medseg.planning.plan import Channel, Plan
 from medseg.structures import LabelTable
-from medseg.tiling.windows import axis_starts
+from medseg.tasks import build_task
+from medseg.tiling.blending import GaussianBlender
+from medseg.tiling.windows import axis_starts, cut_window
 from medseg.volume import Geometry, Volume
 from scripts.benchmarks.preprocess_vs_nnunet import machine
 
@@ -65,13 +70,14 @@ def main() -> None:
         "overwrite=true",
         f"runtime.memory_gb={arguments.memory_gb}",
     ]
+    load = os.getloadavg()
     seconds, peak, log = watched(command)
     voxels, same = compared(scan, model, output / "huge" / "mask.nii.gz", arguments)
     record = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["cases"]["huge"]
     result = {
         "what": f"predict {'×'.join(map(str, arguments.shape))} int16, {arguments.outputs} outputs, windows {arguments.patch}",
         "command": " ".join([Path(command[0]).name, *command[1:]]),
-        "machine": machine(),
+        "machine": machine(load),
         "seconds": round(seconds, 1),
         "peak_gb": round(peak / 1e9, 3),
         "granted_gb": arguments.memory_gb,
@@ -79,7 +85,6 @@ def main() -> None:
         "windows": record["windows"],
         "compared_voxels": voxels,
         "same": same,
-        "load_before": os.getloadavg(),
     }
     text = json.dumps(result, indent=1, ensure_ascii=False)
     sys.stdout.write(text + "\n")
@@ -191,28 +196,21 @@ def compared(scan: Path, model: Path, mask: Path, arguments: argparse.Namespace)
 
 
 def _without_bound(
-    data: np.ndarray, model: Model, arguments: argparse.Namespace, lower: list[int], upper: list[int]
+    data: np.ndarray, model: Model, arguments: argparse.Namespace, first: list[int], last: list[int]
 ) -> Any:
     """The mask of a crop from its whole scores, by the windows that the scan has there."""
-    from medseg.data.preprocess import preprocess
-    from medseg.inference.answers import Answers
-    from medseg.tiling.blending import GaussianBlender
-
     volume = Volume(data[None], Geometry.from_spacing(data.shape, SPACING))
     array, restoration = preprocess(volume, model.plan)
-    predictor = Predictor([model])
-    answers = Answers(predictor._runtimes, predictor.task, ())
+    task = build_task(model.task, model.plan)
+    answers = Answers([TorchRuntime(model.network_module())], task, ())
     blender = GaussianBlender(data.shape, arguments.outputs, arguments.patch)
     axes = [
         [start - low for start in axis_starts(n, size, arguments.overlap) if low <= start and start + size <= up]
-        for n, size, low, up in zip(arguments.shape, arguments.patch, lower, upper, strict=True)
+        for n, size, low, up in zip(arguments.shape, arguments.patch, first, last, strict=True)
     ]
-    for i in axes[0]:
-        for j in axes[1]:
-            for k in axes[2]:
-                part = tuple(slice(s, s + n) for s, n in zip((i, j, k), arguments.patch, strict=True))
-                blender.add(answers([array[(slice(None), *part)]])[0], (i, j, k))
-    return predictor.task.decode("crop", blender.result(), restoration, {}).mask
+    for lower in itertools.product(*axes):
+        blender.add(answers([cut_window(array, lower, arguments.patch)])[0], lower)
+    return task.decode("crop", blender.result(), restoration, {}).mask
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def main() -> None:
                 },
             }
         )
-    text = json.dumps({"machine": machine(), "load_before": load, "rows": rows}, indent=1, ensure_ascii=False)
+    text = json.dumps({"machine": machine(load), "rows": rows}, indent=1, ensure_ascii=False)
     sys.stdout.write(text + "\n")
     if arguments.out is not None:
         arguments.out.write_text(text + "\n", encoding="utf-8")
