@@ -14,6 +14,7 @@ from medseg.volume import (
     crop,
     nearest_index,
     pad,
+    product_along,
     reorient,
     reorientation_to,
     resample,
@@ -157,6 +158,26 @@ def test_a_linear_ramp_stays_a_ramp_away_from_the_ends(order: int) -> None:
     out = resampling_matrix(32, 50, order) @ ramp
     inside = (at > 8) & (at < 23)
     np.testing.assert_allclose(out[inside], at[inside], atol=1e-3)
+
+
+@pytest.mark.parametrize(("old", "new"), [(300, 210), (200, 333)])
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_a_band_multiplied_by_parts_is_the_whole_matrix(old: int, new: int, axis: int) -> None:
+    matrix = resampling_matrix(old, new, 3)
+    assert (matrix != 0).sum(1).max() < 45
+    shape = [2, 3, 4, 2]
+    shape[axis] = old
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = np.moveaxis(np.tensordot(matrix.astype(np.float64), array, (1, axis)), 0, axis)
+    np.testing.assert_allclose(product_along(array, matrix, axis), expected, atol=1e-5)
+
+
+def test_long_lines_are_resampled_by_the_spline_of_scipy() -> None:
+    line = np.random.default_rng(0).normal(size=500)
+    at = (np.arange(733) + 0.5) * 500 / 733 - 0.5
+    expected = ndimage.map_coordinates(line, [np.clip(at, 0, 499)], order=3, mode="mirror")
+    found = resample_array(line.astype(np.float32), (733,), 3)
+    np.testing.assert_allclose(found[2:-2], expected[2:-2], atol=1e-4)
 
 
 def test_nearest_keeps_values_and_dtype() -> None:

@@ -1,6 +1,7 @@
-"""What ``medseg predict`` does with each scan: predict it, write all that is wanted of it, and say how it went.
+"""What ``medseg predict`` does with each scan: read it, predict it, write all that is wanted of it, and say how it went.
 
-A case's folder appears whole or not at all. Which scans there are, and how a run ends, is said in `medseg.commands.predict`.
+These are three steps, so that those of neighbouring cases can go on at once. A case's folder appears whole or not at all.
+Which scans there are, and how a run ends, is said in `medseg.commands.predict`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from medseg.commands.failures import Failures
 from medseg.commands.heat_maps import HeatMaps
 from medseg.data.preprocess import restore_values
+from medseg.data.regions import read_planned
 from medseg.errors import MedsegError
 from medseg.export.boxes import NAME as BOXES
 from medseg.export.boxes import write_boxes
@@ -30,10 +33,11 @@ from medseg.export.preview import write_preview
 from medseg.export.tables import COMPONENTS, LESIONS, figures
 from medseg.inference.ahead import Read, warnings_of_this_thread
 from medseg.inference.combine import combine
-from medseg.inference.predictor import Outcome, Predictor
+from medseg.inference.predictor import Outcome, Predictor, Prepared
 from medseg.inference.uncertainty import entropy_of, uncertainty_of_labels
 from medseg.scans.names import case_id, slug
-from medseg.structures import Case, Prediction
+from medseg.structures import Case
+from medseg.volume import Volume
 
 logger = logging.getLogger(__name__)
 TAKEN = ("manifest.json", "predictions.csv", "report.html", "features")
@@ -51,6 +55,19 @@ class Wanted:
     uncertainty: bool
     overlays: bool
     slices: bool
+
+    @property
+    def scores(self) -> bool:
+        """Whether anything is made of the scores of voxels beside the mask."""
+        return self.probabilities or self.uncertainty
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A scan, and on the grid of each model what it begins with."""
+
+    volume: Volume
+    prepared: Mapping[str, Prepared]
 
 
 @dataclass(frozen=True)
@@ -88,37 +105,65 @@ class CaseWork:
         plans = [predictor.plan.classes for predictor in self.predictors.values()]
         return content_key(case, with_label=any(classes is not None and classes.region for classes in plans))
 
-    def do(self, case: Case, read: Read, on_window: Callable[[int, int], None]) -> Record:
-        """Predict and write one case. What is wrong with it ends up in the record; a full disk is raised."""
+    def read(self, case: Case) -> Ready:
+        """The scan, and what each model begins with. Raises MedsegError as reading and `Predictor.prepare` do."""
+        plan = next(iter(self.predictors.values())).plan
+        volume = read_planned(case, plan, stored=True)
+        return Ready(volume, {name: predictor.prepare(volume) for name, predictor in self.predictors.items()})
+
+    def predict(
+        self, case: Case, read: Read[Ready], on_window: Callable[[int, int], None]
+    ) -> Callable[[], tuple[str, Record]]:
+        """Predict one case; what is returned writes it, and says its id and how it went.
+
+        What is wrong with it ends up in the record; a full disk is raised.
+        """
         started = time.monotonic() - read.seconds
         mended = [self.names.without_paths(warning, case) for warning in read.warnings]
         record = Record("failed", sources=self.names.sources(case), mended=mended)
         try:
-            if read.error is not None:
-                raise read.error
+            if read.error is not None or read.value is None:
+                raise read.error or MedsegError(f"case {case.id!r}: was not read")
             key = self._key(case)
             with warnings_of_this_thread("medseg") as notes:
-                found, completed = self._predict(case, read, on_window)
-            record = replace(record, mended=[*mended, *notes, *completed])
+                outcomes = {
+                    name: predictor.outcome(read.value.prepared[name], case.id, on_window, scores=self.wanted.scores)
+                    for name, predictor in self.predictors.items()
+                }
         except Exception as error:
             reason = self.failures.note(case, error)
-            return replace(record, seconds=time.monotonic() - started, reason=reason)
-        seconds = time.monotonic() - started
-        return replace(record, status="done", seconds=seconds, folder=self.folder(case).name, key=key, figures=found)
+            failed = replace(record, seconds=time.monotonic() - started, reason=reason)
+            return lambda: (case.id, failed)
+        record = replace(record, seconds=time.monotonic() - started, key=key, mended=[*mended, *notes])
+        return partial(self._finish, case, read.value.volume, outcomes, record)
 
-    def _predict(
-        self, case: Case, read: Read, on_window: Callable[[int, int], None]
-    ) -> tuple[dict[str, float], list[str]]:
+    def _finish(
+        self, case: Case, volume: Volume, outcomes: Mapping[str, Outcome], record: Record
+    ) -> tuple[str, Record]:
+        """Write one case."""
+        started = time.monotonic()
+        try:
+            with warnings_of_this_thread("medseg") as notes:
+                found, completed = self._write(case, volume, outcomes)
+        except Exception as error:
+            return case.id, replace(record, key="", reason=self.failures.note(case, error))
+        return case.id, replace(
+            record,
+            status="done",
+            seconds=record.seconds + time.monotonic() - started,
+            folder=self.folder(case).name,
+            mended=[*record.mended, *notes, *completed],
+            figures=found,
+            windows={kind: sum(one.windows.get(kind, 0) for one in outcomes.values()) for kind in ("asked", "spared")},
+        )
+
+    def _write(self, case: Case, volume: Volume, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, float], list[str]]:
         """Write the case's folder; returns its figures, and what DICOM objects needed that the source lacks."""
-        if read.volume is None:
-            raise MedsegError(f"case {case.id!r}: was not read")
-        predictions: dict[str, Prediction] = {}
+        predictions = {name: outcome.prediction for name, outcome in outcomes.items()}
         found: dict[str, float] = {}
         maps: list[Iterator[ValueMap]] = []
         with whole_folder(self.folder(case)) as folder:
-            for name, predictor in self.predictors.items():
-                outcome = predictor.outcome(read.volume, case.id, on_window)
-                predictions[name] = outcome.prediction
+            for name, outcome in outcomes.items():
                 prefix = f"{name}/" if name else ""
                 found |= figures(outcome.prediction, prefix)
                 place = folder / slug(name) if name else folder
@@ -140,13 +185,13 @@ class CaseWork:
             if prediction.classes:
                 write_classes(prediction, folder)
             if self.wanted.overlays:
-                case_overlay(read.volume, prediction, folder / "overlay.png")
+                case_overlay(volume, prediction, folder / "overlay.png")
             if self.wanted.slices:
-                write_preview(read.volume, prediction, folder)
+                write_preview(volume, prediction, folder)
             completed = self.write_objects(prediction, case, folder, maps=chain(*maps)) if self.write_objects else []
             if self.heat_maps is not None:
                 try:
-                    self.heat_maps.write(read.volume, prediction, case, folder)
+                    self.heat_maps.write(volume, prediction, case, folder)
                 except MedsegError as error:
                     completed = [*completed, f"{NOT_EXPLAINED}{error}"]
         return found, completed

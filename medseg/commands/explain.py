@@ -35,6 +35,7 @@ from medseg.inference.classes import ClassReader
 from medseg.model import Model, load_members
 from medseg.scans.layouts import input_cases
 from medseg.structures import Case
+from medseg.volume import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -135,11 +136,11 @@ def explain(
     return output
 
 
-def _explain_case(case: Case, read: Read, predictions: StoredPredictions, maps: HeatMaps, folder: Path) -> None:
+def _explain_case(case: Case, read: Read[Volume], predictions: StoredPredictions, maps: HeatMaps, folder: Path) -> None:
     """Write the heat maps of a case; raises whatever is wrong with it."""
-    if read.volume is None:
+    if read.value is None:
         raise read.error or MedsegError("was not read")
-    maps.write(read.volume, predictions.read(case.id, read.volume.geometry), case, folder)
+    maps.write(read.value, predictions.read(case.id, read.value.geometry), case, folder)
 
 
 def _begun(output: Path, members: Sequence[Model]) -> tuple[bool, dict[str, Any]]:

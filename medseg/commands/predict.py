@@ -10,7 +10,7 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from medseg.commands.case_work import CaseWork, Wanted
 from medseg.commands.failures import Failures
+from medseg.commands.foresight import foresee
 from medseg.commands.heat_maps import HeatMaps, Saliency, heat_maps_of
 from medseg.commands.report import report as write_report
-from medseg.data.regions import read_planned
 from medseg.errors import MedsegError, all_at_once
 from medseg.export.case_folder import holds_only_results, remove_remains
 from medseg.export.dicom import DicomExport, check_dicom, export_dicom
@@ -30,15 +30,16 @@ from medseg.export.manifest import Manifest, Record, read_manifest, records
 from medseg.export.origin import InputNames
 from medseg.export.tables import write_predictions
 from medseg.files import full_disk_is_said
-from medseg.inference.ahead import read_ahead
+from medseg.inference.ahead import finish_behind, read_ahead
 from medseg.inference.boxes import BoxOptions
 from medseg.inference.combine import combined_labels
+from medseg.inference.memory import Memory
 from medseg.inference.predictor import Predictor
 from medseg.model import current_versions, load_members
 from medseg.planning.plan import Plan
 from medseg.scans.layouts import input_cases
 from medseg.scans.names import case_id
-from medseg.structures import Fault
+from medseg.structures import Case, Fault
 
 logger = logging.getLogger(__name__)
 Models = Path | str | Mapping[str, Path | str]
@@ -87,7 +88,8 @@ def predict(
         report: whether slices of each scan are kept for ``report.html``, which is then written at the end.
         overwrite: whether results in ``output`` are replaced, whatever made them.
         workers: scans that are read ahead while one is predicted, each in memory.
-        runtime: options of `medseg.inference.runtime.TorchRuntime`.
+        runtime: options of `medseg.inference.runtime.TorchRuntime`, and ``memory_gb``: what the process may take of the main
+            memory, None for what is free. What the largest case will take is said before the run.
         trust: targets of networks that are not built in.
         select: which volumes are taken (`medseg.scans.select.Selection`); None for all.
         export: ``{"dicom": True}`` writes DICOM objects beside the mask; its other values are those of
@@ -105,6 +107,8 @@ def predict(
     names = InputNames.of(input)
     _check_output(output, names, overwrite)
     box_options = BoxOptions.from_mapping(boxes or {})
+    runtime = dict(runtime or {})
+    memory_gb = runtime.pop("memory_gb", None)
     folders = model if isinstance(model, Mapping) else {"": model}
     predictors = {}
     for name, path in folders.items():
@@ -117,6 +121,7 @@ def predict(
             mirror=mirror,
             batch_size=batch_size,
             boxes=theirs,
+            memory_gb=memory_gb,
             trust=trust,
         )
     plan = _plan_of_all(predictors)
@@ -144,6 +149,10 @@ def predict(
     work = CaseWork(predictors, output, names, wanted, objects, maps, failures)
     unread = _unread(faults, {case.id for case in cases}, names)
     _check_folders({case.id: work.folder(case) for case in cases})
+    memory = foresee(predictors, cases, Memory.here(memory_gb), scores=wanted.scores, workers=workers)
+    for predictor in predictors.values():
+        predictor.memory = memory
+    overlapped = memory.beside > 0
     with full_disk_is_said(output):
         _open_output(output, manifest, overwrite)
         with manifest.saving():
@@ -153,15 +162,37 @@ def predict(
             if len(todo) < len(cases):
                 logger.info("%d of %d cases are done already", len(cases) - len(todo), len(cases))
             with tqdm(total=len(cases), initial=len(cases) - len(todo), unit="case", disable=not progress) as bar:
-                for case, read in read_ahead(todo, lambda case: read_planned(case, plan), workers):
-                    manifest.record(case.id, work.do(case, read, _window_progress(bar, case.id)))
+
+                def note(done: tuple[str, Record]) -> None:
+                    manifest.record(*done)
                     bar.update()
+
+                jobs = _jobs(work, todo, workers if overlapped else 0, bar)
+                # Explaining runs the network again, which would then be in use twice.
+                finish_behind(jobs, note, behind=overlapped and maps is None)
+        _say_spared([manifest.cases[case.id] for case in todo])
         write_predictions(manifest.cases, output)
         if report:
             write_report(output, progress=progress)
     failures.reasons |= {n: r.reason for n, r in manifest.cases.items() if r.status == "failed"}
     failures.raise_if_any([*(case.id for case in cases), *unread], output, "predicted")
     return output
+
+
+def _jobs(work: CaseWork, todo: Sequence[Case], ahead: int, bar: tqdm) -> Iterator[Callable[[], tuple[str, Record]]]:
+    """What is left to do of each case when it is predicted; no scan is held here while the next is waited for."""
+    for case, read in read_ahead(todo, work.read, ahead):
+        job = work.predict(case, read, _window_progress(bar, case.id))
+        del read
+        yield job
+        del job
+
+
+def _say_spared(done: Sequence[Record]) -> None:
+    """How much of the network's work fell away."""
+    spared, asked = (sum(record.windows.get(kind, 0) for record in done) for kind in ("spared", "asked"))
+    if spared:
+        logger.info("%d of %d windows hold one value, such as air, and were answered once", spared, spared + asked)
 
 
 def _heat_maps(

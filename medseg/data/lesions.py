@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from medseg.data.preprocess import Restoration, resample_labels
+from medseg.data.preprocess import Restoration
+from medseg.data.resampling import resample_labels
 from medseg.planning.plan import Plan
 from medseg.scans.box_frames import moved
 from medseg.structures import Boxes

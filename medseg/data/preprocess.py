@@ -1,8 +1,9 @@
-"""From a scan to the plan's grid and back: `preprocess`, `preprocess_mask`, and their inverse `restore_mask`.
+"""From a scan to the plan's grid and back: `PlannedScan`, `preprocess`, `preprocess_mask`, and their inverse `restore_mask`.
 
 A scan is turned, cropped to where it is not zero, normalised and resampled, in that order; all that is needed to undo this
-is a `Restoration`. Going back is done block by block with the halo that interpolation needs, so that the network's output is
-never in memory on the scan's own grid, which may be ten times finer. Nothing here knows files, networks or windows.
+is a `Restoration`. Both ways go part by part with the halo that interpolation needs, so that neither the scan in float32 nor
+the network's output, on a grid that may be ten times finer, need ever be in memory. Nothing here knows files, networks or
+windows.
 """
 
 from __future__ import annotations
@@ -12,29 +13,21 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from medseg.data.normalisation import Scale, in_order, inside_of
+from medseg.data.resampling import Line, Sliced, Slices, resample_labels, resample_window
 from medseg.errors import MedsegError
-from medseg.planning.plan import Channel, Plan
+from medseg.planning.plan import Plan
 from medseg.structures import unique_values
-from medseg.volume import (
-    Array,
-    Geometry,
-    Reorientation,
-    Volume,
-    nearest_index,
-    product_along,
-    reorientation_to,
-    resample_array,
-    resampling_matrix,
-)
+from medseg.volume import Array, Geometry, Reorientation, Volume, reorientation_to
 
 logger = logging.getLogger(__name__)
 
-Slices = tuple[slice, ...]
+BLOCK_BYTES = 1 << 26
+"""What a block of scores may take that is on its way to the scan's own grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +52,16 @@ class Restoration:
         """The plan's grid of this case, in the world."""
         return self.turn.apply_to_geometry(self.scan).cropped(self.lower, self.upper).reshaped(self.shape)
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Voxels of what was kept of the scan, along the plan's axes."""
+        return tuple(u - low for low, u in zip(self.lower, self.upper, strict=True))
+
+    @property
+    def lines(self) -> list[Line]:
+        """The way from the plan's grid to what was kept of the scan, linearly, along each axis."""
+        return [Line(old, new, 1) for old, new in zip(self.shape, self.kept, strict=True)]
+
     def to_json(self) -> str:
         return json.dumps(
             {
@@ -79,36 +82,86 @@ class Restoration:
         return cls(scan, turn, tuple(v["lower"]), tuple(v["upper"]), tuple(v["shape"]))
 
 
-def preprocess(volume: Volume, plan: Plan) -> tuple[Array, Restoration]:
-    """Turn, crop, normalise and resample a scan as the plan says.
+class PlannedScan:
+    """A scan on the plan's grid, of which any part is made when it is asked for.
 
-    Normalisation comes before resampling, as in nnU-Net, so that statistics are those of measured voxels and a cubic spline
-    does not ring at what the window clips. The same scan stored along other axes gives the same array, bit for bit. With
-    ``plan.crop == "nonzero"`` a scan that is zero everywhere is kept whole: its prediction is background, and no error.
+    It is turned, cropped, normalised and resampled. Normalisation comes before resampling, as in nnU-Net, so that statistics
+    are those of measured voxels and a cubic spline does not ring at what the window clips. The same scan stored along other
+    axes gives the same array, bit for bit. With ``plan.crop == "nonzero"`` a scan that is zero everywhere is kept whole: its
+    prediction is background, and no error. Air stays air: where all that a voxel is made of has the scan's smallest value (or
+    lies outside the head, where that is cut out), the voxel has exactly one value, as no rounding of the spline reaches it.
 
-    Returns:
-        ``(C, *S)`` float32 on the plan's grid, and the way back.
+    Holds the volume, and of what depends on all of it the box that was kept, the statistics and the inside.
+
+    Args:
+        volume: the scan, in any number format.
 
     Raises:
         MedsegError: the number of channels or axes or the unit of spacing is not the plan's, or a value is not finite.
     """
-    data, geometry = volume.data, volume.geometry
-    _check(volume, plan)
+
+    def __init__(self, volume: Volume, plan: Plan) -> None:
+        data, geometry = volume.data, volume.geometry
+        _check(volume, plan)
+        turn = _turn(geometry, plan)
+        lower, upper = _nonzero_box(data) if plan.crop == "nonzero" else ((0,) * geometry.dimensions, geometry.shape)
+        self._data = turn.apply(data[(slice(None), *map(slice, lower, upper))])
+        lower, upper = _turned_box(turn, geometry.shape, lower, upper)
+        old = self._data.shape[1:]
+        shape = _plan_shape(turn.apply_to_geometry(geometry).spacing, old, plan)
+        self.restoration = Restoration(geometry, turn, lower, upper, shape)
+        self._lines = [Line(*line) for line in zip(old, shape, plan.image_order, strict=True)]
+        inside = plan.crop == "nonzero" and any(c.normalisation == "zscore" for c in plan.channels)
+        self._inside = inside_of(self._data) if inside else None
+        self._scales = [Scale.of(*pair, self._inside) for pair in zip(self._data, plan.channels, strict=True)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(C, *S)`` of the whole."""
+        return len(self._data), *self.restoration.shape
+
+    def __getitem__(self, window: Slices) -> Array:
+        """The part within ``window``, float32: a slice of all channels, and one of the plan's grid an axis."""
+        first, last = [part.start for part in window[1:]], [part.stop for part in window[1:]]
+        found = resample_window(self._normalised, self._lines, first, last)
+        if self._resampled:
+            for values, scale in zip(found, self._scales, strict=True):
+                values += np.float32(scale.least)
+        return np.ascontiguousarray(found)
+
+    def whole(self) -> Array:
+        """``(C, *S)`` float32."""
+        return self[tuple(slice(0, n) for n in self.shape)]
+
+    @property
+    def _resampled(self) -> bool:
+        return any(line.old != line.new for line in self._lines)
+
+    def _normalised(self, window: Slices) -> Array:
+        """Part of the turned and cropped scan; less the least value of each channel where it is to be resampled, for zeros
+        resample to zeros without rounding."""
+        # One layout for every orientation a scan is stored in: sums then run in the same order and give the same bits.
+        found = in_order(self._data[(slice(None), *window)])
+        inside = None if self._inside is None else self._inside[window]
+        for values, scale in zip(found, self._scales, strict=True):
+            scale.apply(values, inside)
+            if self._resampled:
+                values -= np.float32(scale.least)
+        return found
+
+
+def whole_restoration(geometry: Geometry, plan: Plan) -> Restoration:
+    """The way back to a scan of which all is kept: what a header tells before anything is read."""
     turn = _turn(geometry, plan)
-    lower, upper = _nonzero_box(data) if plan.crop == "nonzero" else ((0,) * geometry.dimensions, geometry.shape)
-    data = data[(slice(None), *(slice(low, u) for low, u in zip(lower, upper, strict=True)))]
-    # One layout for every orientation a scan is stored in: sums then run in the same order and give the same bits.
-    data = _in_order(turn.apply(data))
-    lower, upper = _turned_box(turn, geometry.shape, lower, upper)
-    region = (
-        _inside(data) if plan.crop == "nonzero" and any(c.normalisation == "zscore" for c in plan.channels) else None
-    )
-    for values, channel in zip(data, plan.channels, strict=True):
-        _normalise(values, channel, region)
-    shape = _plan_shape(turn.apply_to_geometry(geometry).spacing, data.shape[1:], plan)
-    if shape != data.shape[1:]:
-        data = resample_array(data, shape, plan.image_order)
-    return data, Restoration(geometry, turn, lower, upper, shape)
+    turned = turn.apply_to_geometry(geometry)
+    shape = _plan_shape(turned.spacing, turned.shape, plan)
+    return Restoration(geometry, turn, (0,) * geometry.dimensions, turned.shape, shape)
+
+
+def preprocess(volume: Volume, plan: Plan) -> tuple[Array, Restoration]:
+    """The whole of a `PlannedScan`, ``(C, *S)`` float32, and the way back. Raises MedsegError as it does."""
+    scan = PlannedScan(volume, plan)
+    return scan.whole(), scan.restoration
 
 
 def preprocess_mask(mask: Array, restoration: Restoration, plan: Plan) -> Array:
@@ -149,36 +202,52 @@ def preprocess_mask(mask: Array, restoration: Restoration, plan: Plan) -> Array:
     return labels[None]
 
 
+class MaskOnScan:
+    """A mask on the scan's own grid that is painted part by part from scores on the plan's grid.
+
+    Args:
+        decode: ``(K, *block)`` float32 scores, resampled linearly → ``(*block)`` labels from 0 up. It must look at each voxel
+            by itself.
+        block: the edge of a block in voxels of the scan, at most; None for what `BLOCK_BYTES` hold.
+    """
+
+    def __init__(self, restoration: Restoration, decode: Callable[[Array], Array], block: int | None = None) -> None:
+        self.restoration = restoration
+        self.mask: Array = np.zeros(restoration.scan.shape, np.uint8)
+        self._decode, self._block = decode, block
+        self._back = restoration.turn.inverse()
+
+    def paint(self, scores: Sliced, first: Sequence[int], last: Sequence[int]) -> None:
+        """Decode the voxels ``[first, last)`` of what was kept of the scan, along the plan's axes."""
+        for window, part in _blocks(scores, self.restoration, self._block, first, last):
+            # Decoded before it is turned: labels are turned instead of K scores, and scores lie as decoding likes it.
+            labels = self._decode(part)
+            needed = np.min_scalar_type(labels.max())
+            if needed.itemsize > self.mask.itemsize:
+                self.mask = self.mask.astype(needed)
+            self.mask[window] = self._back.apply(labels)
+
+
 def restore_mask(
-    scores: Array,
-    restoration: Restoration,
-    decode: Callable[[Array], Array],
-    block: int = 128,
+    scores: Sliced, restoration: Restoration, decode: Callable[[Array], Array], block: int | None = None
 ) -> Array:
     """Labels on the scan's own grid from scores on the plan's grid, decoded block by block.
 
     Args:
         scores: ``(K, *S)`` float; anything that is sliced like an array will do.
-        decode: ``(K, *block)`` float32 scores, resampled linearly → ``(*block)`` labels from 0 up. It must look at each voxel
-            by itself.
-        block: the edge of a block in voxels of the scan.
+        decode, block: as for `MaskOnScan`.
 
     Returns:
         ``restoration.scan.shape`` uint8 (uint16 where labels go beyond 255), 0 outside what was kept of the scan.
     """
-    mask = np.zeros(restoration.scan.shape, np.uint8)
-    back = restoration.turn.inverse()
-    for window, part in _blocks(scores, restoration, block):
-        # Decoded before it is turned: labels are turned instead of K scores, and scores lie in memory as decoding likes it.
-        labels = decode(part)
-        needed = np.min_scalar_type(labels.max())
-        if needed.itemsize > mask.itemsize:
-            mask = mask.astype(needed)
-        mask[window] = back.apply(labels)
-    return mask
+    canvas = MaskOnScan(restoration, decode, block)
+    canvas.paint(scores, (0,) * len(restoration.shape), restoration.kept)
+    return canvas.mask
 
 
-def restore_scores_blocks(scores: Array, restoration: Restoration, block: int = 128) -> Iterator[tuple[Slices, Array]]:
+def restore_scores_blocks(
+    scores: Array, restoration: Restoration, block: int | None = None
+) -> Iterator[tuple[Slices, Array]]:
     """Scores resampled linearly onto the scan's own grid, a block at a time.
 
     Blocks do not overlap and cover what was kept of the scan; outside of it is background by definition and nothing is
@@ -188,7 +257,7 @@ def restore_scores_blocks(scores: Array, restoration: Restoration, block: int = 
         where the block lies in the scan's own axes, and its ``(K, *block)`` float32 scores in these axes.
     """
     back = restoration.turn.inverse()
-    for window, part in _blocks(scores, restoration, block):
+    for window, part in _blocks(scores, restoration, block, (0,) * len(restoration.shape), restoration.kept):
         yield window, back.apply(part)
 
 
@@ -200,21 +269,26 @@ def restore_values(values: Array, restoration: Restoration) -> Array:
     return restored
 
 
-def _blocks(scores: Array, restoration: Restoration, block: int) -> Iterator[tuple[Slices, Array]]:
-    """Where a block lies in the scan's own axes, and its scores along the plan's axes."""
+def _blocks(
+    scores: Sliced, restoration: Restoration, block: int | None, first: Sequence[int], last: Sequence[int]
+) -> Iterator[tuple[Slices, Array]]:
+    """Of the box ``[first, last)`` of what was kept of the scan: where a block lies in the scan's own axes, and its scores
+    along the plan's axes."""
     if tuple(scores.shape[1:]) != restoration.shape:
         raise MedsegError(f"expected scores (K, {restoration.shape}) on the plan's grid, found {tuple(scores.shape)}")
-    kept = tuple(u - low for low, u in zip(restoration.lower, restoration.upper, strict=True))
+    edge = block or block_edge(scores.shape[0], len(restoration.shape))
     back = restoration.turn.inverse()
     turned = tuple(restoration.scan.shape[axis] for axis in restoration.turn.order)
-    axes = [_Line(old, new, 1) for old, new in zip(restoration.shape, kept, strict=True)]
-    for first in itertools.product(*(range(0, n, block) for n in kept)):
-        last = tuple(min(f + block, n) for f, n in zip(first, kept, strict=True))
-        part = _resample_window(lambda window: scores[(slice(None), *window)], axes, first, last)
-        lower = [f + low for f, low in zip(first, restoration.lower, strict=True)]
-        upper = [u + low for u, low in zip(last, restoration.lower, strict=True)]
-        spans = zip(*_turned_box(back, turned, lower, upper), strict=True)
-        yield tuple(slice(low, u) for low, u in spans), part
+    for low in itertools.product(*(range(f, n, edge) for f, n in zip(first, last, strict=True))):
+        high = [min(f + edge, n) for f, n in zip(low, last, strict=True)]
+        part = resample_window(lambda window: scores[(slice(None), *window)], restoration.lines, low, high)
+        box = ([f + skipped for f, skipped in zip(end, restoration.lower, strict=True)] for end in (low, high))
+        yield tuple(map(slice, *_turned_box(back, turned, *box))), part
+
+
+def block_edge(channels: int, dimensions: int) -> int:
+    """The edge in voxels of a block of ``channels`` scores that `BLOCK_BYTES` hold, 128 at most."""
+    return max(1, min(128, int((BLOCK_BYTES / 4 / channels) ** (1 / dimensions))))
 
 
 def _check(volume: Volume, plan: Plan) -> None:
@@ -271,156 +345,8 @@ def _nonzero_box(data: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(lower), tuple(upper)
 
 
-def _in_order(array: Array, tile: int = 32) -> Array:
-    """A C-ordered float32 copy, made tile by tile: scans lie in Fortran order, and turning one at once is four times slower."""
-    out = np.empty(array.shape, np.float32)
-    for first in range(0, array.shape[1], tile):
-        for last in range(0, array.shape[-1], tile):
-            window = (slice(None), slice(first, first + tile), ..., slice(last, last + tile))
-            out[window] = array[window]
-    return out
-
-
-def _inside(data: Array) -> Array | None:
-    """``(*S)`` bool: not zero in some channel, or a hole enclosed by such voxels; None where that is everywhere.
-
-    Holes count as inside, for a dark ventricle of exactly 0 is tissue and must not become the mean.
-    """
-    zero = ~data.any(axis=0)
-    if not zero.any() or zero.all():
-        return None
-    parts, count = ndimage.label(zero)
-    reaches_border = np.zeros(count + 1, bool)
-    for axis in range(parts.ndim):
-        for end in (0, -1):
-            reaches_border[parts.take(end, axis=axis)] = True
-    reaches_border[0] = False
-    return ~reaches_border[parts]
-
-
-def _normalise(values: Array, channel: Channel, region: Array | None) -> None:
-    """Normalise one channel ``(*S)`` float32 in place.
-
-    ``region`` is where ``zscore`` takes its statistics; outside of it the result is 0, the value that crops are padded with.
-    """
-    if channel.normalisation == "zscore":
-        mean, std = _mean_std(values if region is None else values[region])
-        values -= np.float32(mean)
-        # A constant scan has no contrast to scale; without this, rounding errors would become the picture.
-        if std > 1e-6 * abs(mean) and std > 0:
-            values /= np.float32(std)
-        if region is not None:
-            values[~region] = 0
-    elif channel.normalisation == "ct":
-        np.clip(values, channel.low, channel.high, out=values)
-        values -= np.float32(channel.mean)
-        values /= np.float32(max(channel.std, 1e-8))
-    elif channel.normalisation == "rescale":
-        if channel.high <= channel.low:
-            raise MedsegError(
-                f"channel {channel.name!r}: rescale needs low < high in the plan, found {channel.low}…{channel.high}"
-            )
-        values -= np.float32(channel.low)
-        values /= np.float32(channel.high - channel.low)
-
-
-def _mean_std(values: Array) -> tuple[float, float]:
-    """Mean and standard deviation in float64, a slab at a time so that no float64 copy of a scan is made."""
-    mean = float(values.mean(dtype=np.float64))
-    squares = sum(float(np.square(slab - np.float32(mean), dtype=np.float64).sum()) for slab in _slabs(values))
-    return mean, float(np.sqrt(squares / values.size))
-
-
-def _slabs(values: Array, size: int = 1 << 20) -> Iterator[Array]:
-    flat = values.reshape(-1)
-    return (flat[first : first + size] for first in range(0, flat.size, size))
-
-
 def _plan_shape(spacing: Sequence[float], shape: Sequence[int], plan: Plan) -> tuple[int, ...]:
     """Voxels along each axis at the plan's spacing, the field of view kept; pictures without spacing stay as they are."""
     if plan.unit == "px":
         return tuple(shape)
     return tuple(max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, plan.spacing, strict=True))
-
-
-@dataclass(frozen=True)
-class _Line:
-    """Resampling along one axis, ``old`` voxels → ``new``, of which any part can be asked for."""
-
-    old: int
-    new: int
-    order: int
-
-    def touched(self, first: int, last: int) -> tuple[int, int]:
-        """The old voxels that the new voxels ``[first, last)`` are made of."""
-        if self.old == self.new:
-            return first, last
-        if self.order == 0:
-            index = nearest_index(self.old, self.new)[first:last]
-            return int(index[0]), int(index[-1]) + 1
-        columns = np.flatnonzero(resampling_matrix(self.old, self.new, self.order)[first:last].any(axis=0))
-        return int(columns[0]), int(columns[-1]) + 1
-
-    def reached(self, first: int, last: int) -> tuple[int, int]:
-        """The new voxels in which the old voxels ``[first, last)`` have a part; empty where they fall between."""
-        if self.old == self.new:
-            return first, last
-        if self.order == 0:
-            index = nearest_index(self.old, self.new)
-            return int(np.searchsorted(index, first)), int(np.searchsorted(index, last))
-        rows = np.flatnonzero(resampling_matrix(self.old, self.new, self.order)[:, first:last].any(axis=1))
-        return (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-
-    def apply(self, array: Array, axis: int, first: int, last: int) -> Array:
-        """``array`` holds the `touched` voxels along ``axis``; make the new voxels ``[first, last)`` of them."""
-        if self.old == self.new:
-            return array
-        low, high = self.touched(first, last)
-        if self.order == 0:
-            return array.take(nearest_index(self.old, self.new)[first:last] - low, axis=axis)
-        return product_along(array, resampling_matrix(self.old, self.new, self.order)[first:last, low:high], axis)
-
-
-def _resample_window(
-    read: Callable[[Slices], Any], axes: Sequence[_Line], first: Sequence[int], last: Sequence[int]
-) -> Array:
-    """The part ``[first, last)`` of a resampled array, float32, from the part that ``read`` gives of the old one."""
-    touched = [line.touched(low, u) for line, low, u in zip(axes, first, last, strict=True)]
-    part = np.asarray(read(tuple(slice(low, u) for low, u in touched)), np.float32)
-    leading = part.ndim - len(axes)
-    # The axes that grow least go first, so that the rest have less to do.
-    for axis in sorted(range(len(axes)), key=lambda a: (last[a] - first[a]) / part.shape[leading + a]):
-        part = axes[axis].apply(part, leading + axis, first[axis], last[axis])
-    return part
-
-
-def resample_labels(
-    labels: Array, boxes: Sequence[Slices | None], shape: tuple[int, ...], order: Sequence[int]
-) -> Array:
-    """``(*S)`` int16 labels → ``shape``: the label with the largest share of each new voxel.
-
-    Each label is looked at only where it reaches, so that a hundred organs cost little more than one. ``boxes`` are those of
-    ``scipy.ndimage.find_objects``.
-    """
-    if not any(order):
-        return resample_array(labels, shape, 0)
-    axes = [_Line(old, new, o) for old, new, o in zip(labels.shape, shape, order, strict=True)]
-    result = np.zeros(shape, np.int16)
-    best = np.zeros(shape, np.float32)
-    taken = np.zeros(shape, np.float32)
-    for value, box in enumerate(boxes, 1):
-        if box is None:
-            continue
-        spans = [line.reached(s.start, s.stop) for line, s in zip(axes, box, strict=True)]
-        first, last = [low for low, _ in spans], [u for _, u in spans]
-        if any(low >= u for low, u in spans):
-            continue
-        window = tuple(slice(low, u) for low, u in spans)
-        share = _resample_window(lambda part, v=value: labels[part] == v, axes, first, last)  # type: ignore[misc]
-        better = share > best[window] + 1e-6
-        result[window][better] = value
-        np.maximum(best[window], share, out=best[window])
-        taken[window] += share
-    # Shares sum to one, so what the labels leave is background's.
-    result[best < 1 - taken - 1e-6] = 0
-    return result

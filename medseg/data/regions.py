@@ -15,13 +15,16 @@ from medseg.structures import Case
 from medseg.volume import Array, Geometry, Volume, reorientation_to
 
 
-def read_planned(case: Case, plan: Plan) -> Volume:
+def read_planned(case: Case, plan: Plan, *, stored: bool = False) -> Volume:
     """The case's channels, cut to the plan's region where it has one, behind them the mask where the plan wants to see it.
+
+    Args:
+        stored: as for `medseg.scans.read_volume`.
 
     Raises:
         ScanError: as `read_case`; a region is wanted and the case has no mask, or its mask marks nothing.
     """
-    volume = read_case(case, plan.options)
+    volume = read_case(case, plan.options, stored=stored)
     region = None if plan.classes is None else plan.classes.region
     if region is None:
         return volume

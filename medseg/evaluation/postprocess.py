@@ -19,7 +19,7 @@ import numpy as np
 
 from medseg.errors import MedsegError
 from medseg.evaluation.lesions import bounding_box, component_sizes, components
-from medseg.structures import LabelTable
+from medseg.structures import LabelTable, marked
 from medseg.volume import Array, Geometry
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def apply_postprocessing(mask: Array, geometry: Geometry, labels: LabelTable, op
     kept: dict[str, Array] = {}
     removed = np.zeros(mask.shape, bool)
     for name, values in labels.targets.items():
-        kept[name] = np.isin(mask, values)
+        kept[name] = marked(mask, values)
         rule = options.get(name, {})
         window = bounding_box(kept[name]) if rule else None
         if window is None:

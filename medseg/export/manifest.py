@@ -36,6 +36,7 @@ class Record:
         mended: what was wrong with the files and put right while reading.
         reason: why it failed.
         figures: what ``predictions.csv`` says of it, column → number.
+        windows: how many the networks were ``asked``, and how many were ``spared`` as they hold nothing but air.
     """
 
     status: Literal["done", "failed"]
@@ -46,6 +47,7 @@ class Record:
     mended: Sequence[str] = ()
     reason: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
+    windows: Mapping[str, int] = field(default_factory=dict)
 
 
 class Manifest:

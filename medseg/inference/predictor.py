@@ -1,42 +1,46 @@
 """One case through one or several models: windows and mirrorings here, meaning in the task, files elsewhere.
 
 `predict_grid` works on the plan's grid and serves training and prediction alike; `Predictor` goes the whole way from a
-case to a `Prediction` on the scan's own grid.
+case to a `Prediction` on the scan's own grid: swept within the memory there is, where voxels are decoded one by one and nobody
+wants their scores; else by way of the merged result.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from medseg.data.lesions import restore_boxes
-from medseg.data.preprocess import Restoration, preprocess
+from medseg.data.preprocess import PlannedScan, Restoration
 from medseg.data.regions import read_planned
+from medseg.data.resampling import Sliced
 from medseg.errors import MachineError, MedsegError
 from medseg.evaluation.box_calibration import calibrated_boxes
 from medseg.evaluation.mask_calibration import calibrated_mask
 from medseg.evaluation.postprocess import apply_postprocessing
 from medseg.evaluation.working_point import mean_point
+from medseg.inference.answers import Answers
 from medseg.inference.boxes import BoxFinder, BoxOptions
 from medseg.inference.classes import ClassReader
 from medseg.inference.components import components
+from medseg.inference.memory import Burden, Memory, network_bytes, route_within
 from medseg.inference.runtime import Runtime, TorchRuntime
+from medseg.inference.sweep import sweep
 from medseg.model import Model
 from medseg.planning.plan import Plan
 from medseg.structures import Case, Prediction
 from medseg.tasks import build_task
+from medseg.tasks.base import DenseTask
 from medseg.tiling.windows import cut_window, window_starts
 from medseg.volume import Array, Volume
 
 if TYPE_CHECKING:
-    from medseg.tasks.base import Task, View
+    from medseg.tasks.base import Task
 
 
 def predict_grid(
@@ -67,35 +71,49 @@ def predict_grid(
     Returns:
         Whatever ``task.merger(...).result()`` returns; segmentation: probabilities ``(K, *S)`` float32; detection: boxes.
     """
-    if not runtimes:
-        raise MedsegError("predict: expected at least one model, found none")
-    shape, patch = array.shape[1:], plan.patch_size
+    answers = Answers(runtimes, task, plan.mirror_axes if mirror else ())
+    return _merged(array, plan.patch_size, task, answers, overlap=overlap, batch_size=batch_size, on_window=on_window)
+
+
+def _merged(
+    array: Array,
+    patch: tuple[int, ...],
+    task: Task,
+    answers: Answers,
+    *,
+    overlap: float,
+    batch_size: int,
+    on_window: Callable[[int, int], None] | None,
+) -> Any:
+    shape = array.shape[1:]
     starts = window_starts(shape, patch, overlap)
     merger = task.merger(shape, patch)
-    flips = list(_mirrorings(plan.mirror_axes if mirror else ()))
     for first in range(0, len(starts), batch_size):
         lowers = starts[first : first + batch_size]
-        batch = torch.from_numpy(np.stack([cut_window(array, lower, patch) for lower in lowers]).astype(np.float32))
-        with torch.inference_mode():
-            answers = task.combine(_views(runtimes, batch, flips))
-        for answer, lower in zip(answers, lowers, strict=True):
+        found = answers([cut_window(array, lower, patch) for lower in lowers])
+        for answer, lower in zip(found, lowers, strict=True):
             merger.add(answer, lower)
         if on_window is not None:
             on_window(first + len(lowers), len(starts))
     return merger.result()
 
 
-def _mirrorings(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Every subset of the spatial ``axes``, as axes of a batch ``(B, C, *S)``; the first is none of them."""
-    for count in range(len(axes) + 1):
-        for chosen in itertools.combinations(axes, count):
-            yield tuple(axis + 2 for axis in chosen)
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan on the grid of a model's plan, whole or made part by part as it is needed, and the way back.
 
+    ``scan_bytes`` are those of the volume that it was made of.
+    """
 
-def _views(runtimes: Sequence[Runtime], batch: Tensor, flips: Sequence[tuple[int, ...]]) -> Iterator[View]:
-    for runtime in runtimes:
-        for axes in flips:
-            yield runtime(batch.flip(axes) if axes else batch), axes
+    scan: Sliced
+    restoration: Restoration
+    scan_bytes: int
+
+    def array(self) -> Array:
+        """``(C, *S)`` float32."""
+        return (
+            self.scan if isinstance(self.scan, np.ndarray) else self.scan[tuple(slice(0, n) for n in self.scan.shape)]
+        )
 
 
 class Predictor:
@@ -106,7 +124,11 @@ class Predictor:
         runtime: options of `TorchRuntime` (``device``, ``precision``, ``compile``).
         overlap, mirror, batch_size: see `predict_grid`.
         boxes: where boxes come from, and which of them count; a mapping is read as `BoxOptions.from_mapping` does.
+        memory_gb: what the process may take of the main memory; None for what is free.
         trust: targets of networks that are not built in.
+
+    Attributes:
+        memory: how much there is, by which each scan is swept.
 
     Raises:
         MedsegError: no model; members whose plans preprocess differently; an option that does not exist; boxes that a
@@ -122,6 +144,7 @@ class Predictor:
         mirror: bool = True,
         batch_size: int = 1,
         boxes: BoxOptions | Mapping[str, Any] | None = None,
+        memory_gb: float | None = None,
         trust: Sequence[str] = (),
     ) -> None:
         if not models:
@@ -144,7 +167,9 @@ class Predictor:
         self.members = tuple(m.sha256 for m in models)
         self.postprocessing = _agreed([m.postprocessing for m in models])
         window_starts((1,), (1,), overlap)  # an impossible overlap is named before any work
-        self._options: dict[str, Any] = {"overlap": overlap, "mirror": mirror, "batch_size": batch_size}
+        self._overlap, self._batch_size = overlap, batch_size
+        self._mirror_axes = self.plan.mirror_axes if mirror else ()
+        self.memory = Memory.here(memory_gb)
 
     @property
     def sha256(self) -> str:
@@ -166,23 +191,104 @@ class Predictor:
 
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
         """`predict` of a volume that is read already (`read_planned`); ``case`` is the id that the prediction bears."""
-        return self.outcome(volume, case).prediction
+        return self.outcome(volume, case, scores=False).prediction
 
-    def outcome(self, volume: Volume, case: str, on_window: Callable[[int, int], None] | None = None) -> Outcome:
-        """A prediction with what it was decided from, for writing probabilities.
+    def prepare(self, volume: Volume) -> Prepared:
+        """What `outcome` begins with, so that it can be done ahead of its turn. Raises MedsegError as it does."""
+        scan = PlannedScan(volume, self.plan)
+        whole = self.memory.makes_whole(self.plan, scan.restoration.shape)
+        return Prepared(scan.whole() if whole else scan, scan.restoration, volume.data.nbytes)
+
+    def sweeps(self, scores: bool) -> bool:
+        """Whether a case is swept; its scores are not whole in memory then, so nobody may want them."""
+        wanted = scores or self._reader is not None or self.finder.components is not None
+        return not wanted and isinstance(self.task, DenseTask)
+
+    def burden(self, restoration: Restoration, scan_bytes: int, memory: Memory, *, scores: bool) -> Burden:
+        """What a case takes of ``memory``.
+
+        Args:
+            restoration: of the case.
+            scan_bytes: of its volume.
+            scores: as for `outcome`.
+        """
+        rest = self._rest(restoration, scan_bytes, memory)
+        if self.sweeps(scores):
+            return route_within(restoration, self.plan, self._outputs, self._overlap, memory, rest)[1]
+        merged = 2 * self._outputs if self.plan.classes is None else 0  # what is merged, and calibrated
+        numbers = len(self.plan.channels) * (1 + memory.beside) + merged
+        return replace(rest, sums=4 * math.prod(restoration.shape) * numbers)
+
+    @property
+    def _outputs(self) -> int:
+        return len(self.plan.labels.outputs)
+
+    def _rest(self, restoration: Restoration, scan_bytes: int, memory: Memory) -> Burden:
+        """What a case takes beside its sums."""
+        voxels = math.prod(restoration.scan.shape)
+        mask = voxels * (1 if max(self.plan.labels.names) < 256 else 2)
+        # Two marks a voxel; of post-processing one a label, and the numbers of components.
+        marks = voxels * (6 + len(self.plan.labels.targets) if self.postprocessing else 2)
+        network = network_bytes(self.plan, self._outputs, self._batch_size)
+        return Burden(scan_bytes, mask, marks, network, 0, memory.beside)
+
+    def outcome(
+        self,
+        volume: Volume | Prepared,
+        case: str,
+        on_window: Callable[[int, int], None] | None = None,
+        *,
+        scores: bool = True,
+    ) -> Outcome:
+        """A prediction with what it was decided from.
+
+        Args:
+            volume: the scan, or what `prepare` made of it.
+            case: the id that the prediction bears.
+            on_window: as for `predict_grid`.
+            scores: whether the merged output is wanted too; without it, masks are made within the `memory`.
 
         Raises:
             MedsegError: the volume does not fit the plan.
             MachineError: the memory does not hold the result.
         """
-        array, restoration = preprocess(volume, self.plan)
+        ready = volume if isinstance(volume, Prepared) else self.prepare(volume)
+        answers = Answers(self._runtimes, self.task, self._mirror_axes)
         try:
-            merged = predict_grid(self._runtimes, array, self.plan, self.task, on_window=on_window, **self._options)
+            prediction, merged = self._decided(ready, case, answers, on_window, scores)
         except MemoryError as error:
+            shape = ready.restoration.shape
             raise MachineError(
-                f"case {case!r}: the memory does not hold its result on the plan's grid {array.shape[1:]}: {error}"
+                f"case {case!r}: the memory does not hold its result on the plan's grid {shape}: {error}"
             ) from None
-        prediction = self.task.decode(case, merged, restoration, self.finder.thresholds)
+        prediction = self._refined(prediction, merged, ready.restoration)
+        windows = {"asked": answers.asked, "spared": answers.spared}
+        return Outcome(prediction, merged, ready.restoration, self.plan, self._temperature, windows)
+
+    def _decided(
+        self,
+        ready: Prepared,
+        case: str,
+        answers: Answers,
+        on_window: Callable[[int, int], None] | None,
+        scores: bool,
+    ) -> tuple[Prediction, Any]:
+        """What the task says of a case, and the merged output where a case is not swept."""
+        patch, restoration, size = self.plan.patch_size, ready.restoration, self._batch_size
+        if isinstance(self.task, DenseTask) and self.sweeps(scores):
+            rest = self._rest(restoration, ready.scan_bytes, self.memory)
+            route, _ = route_within(restoration, self.plan, self._outputs, self._overlap, self.memory, rest)
+            mask = sweep(
+                ready.scan, restoration, self.task, answers, route, patch=patch, batch_size=size, on_window=on_window
+            )
+            return Prediction(case, restoration.scan, self.task.labels, mask=mask), None
+        merged = _merged(
+            ready.array(), patch, self.task, answers, overlap=self._overlap, batch_size=size, on_window=on_window
+        )
+        return self.task.decode(case, merged, restoration, self.finder.thresholds), merged
+
+    def _refined(self, prediction: Prediction, merged: Any, restoration: Restoration) -> Prediction:
+        """With what a model knows beside its task: classes and boxes, calibration, post-processing."""
         if self._reader is not None:
             prediction = self._reader.read(prediction, merged)
         if prediction.boxes is not None:
@@ -198,14 +304,17 @@ class Predictor:
             turned, geometry = turn.apply(prediction.mask), turn.apply_to_geometry(scan)
             kept = apply_postprocessing(turned, geometry, prediction.labels, self.postprocessing)
             prediction = replace(prediction, mask=turn.inverse().apply(kept))
-        return Outcome(prediction, merged, restoration, self.plan, self._temperature)
+        return prediction
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """A prediction on the scan's own grid, the merged output on the grid of ``plan``, and the way from one to the other.
 
-    ``temperature`` makes the probabilities of masks honest; other tasks have their own calibration and do not look at it.
+    Args:
+        merged: None where it was not wanted.
+        temperature: makes the probabilities of masks honest; other tasks have their own calibration and do not look at it.
+        windows: how many were ``asked`` of the networks, and how many ``spared``, as they hold nothing but air.
     """
 
     prediction: Prediction
@@ -213,6 +322,7 @@ class Outcome:
     restoration: Restoration
     plan: Plan
     temperature: float = 1.0
+    windows: Mapping[str, int] = field(default_factory=dict)
 
     def probabilities(self) -> Array:
         """``(K, *S)`` float32 calibrated, on the plan's grid, of a segmentation, in the order of ``labels.outputs``."""

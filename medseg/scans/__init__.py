@@ -30,10 +30,11 @@ _OPTIONS: Mapping[str, tuple[Any, ...]] = {
 """What readers can be told, the default first; they change values or grid, so a plan keeps them."""
 
 
-def read_volume(source: Source, options: Mapping[str, Any] = _NO_OPTIONS) -> Volume:
+def read_volume(source: Source, options: Mapping[str, Any] = _NO_OPTIONS, *, stored: bool = False) -> Volume:
     """The pixels of one source as float32 ``(C, *S)``: C = 1, or 3 (red, green, blue) for colour.
 
     Args:
+        stored: whole numbers of up to 16 bits stay as they are, in half the memory; each has the same value in float32.
         options: ``grey=True`` turns colour into brightness (ITU-R BT.601), C = 1. Of DICOM alone: ``uneven="resample"``
             evens out gaps between slices (default: refuse), ``suv=True`` makes PET values SUVbw in g/ml, ``invert=False``
             leaves MONOCHROME1 pictures as they are stored (default: large values are bright).
@@ -46,11 +47,16 @@ def read_volume(source: Source, options: Mapping[str, Any] = _NO_OPTIONS) -> Vol
     array, geometry, modality = _read(source, options)
     if options.get("grey") and len(array) == 3:
         array = np.tensordot(np.array([0.299, 0.587, 0.114]), array, axes=1)[None]
-    return Volume(array.astype(np.float32, copy=False), geometry, source.modality or modality)
+    short = stored and array.dtype.kind in "iu" and array.dtype.itemsize <= 2
+    pixels = array if short else array.astype(np.float32, copy=False)
+    return Volume(pixels, geometry, source.modality or modality)
 
 
-def read_case(case: Case, options: Mapping[str, Any] = _NO_OPTIONS) -> Volume:
+def read_case(case: Case, options: Mapping[str, Any] = _NO_OPTIONS, *, stored: bool = False) -> Volume:
     """All channels of a case stacked, ``(C, *S)`` float32, on the grid of the first (others are turned onto it, never resampled).
+
+    Args:
+        options, stored: as for `read_volume`.
 
     Raises:
         ScanError: as `read_volume`; ``grids_differ`` where the channels do not lie on each other. Names the case.
@@ -58,7 +64,7 @@ def read_case(case: Case, options: Mapping[str, Any] = _NO_OPTIONS) -> Volume:
     volumes: list[Volume] = []
     for number, source in enumerate(case.images):
         try:
-            volumes.append(read_volume(source, options))
+            volumes.append(read_volume(source, options, stored=stored))
         except ScanError as error:
             raise ScanError(f"case {case.id!r}: {error}", error.kind) from None
         turn = turn_onto(volumes[0].geometry, volumes[-1].geometry)
@@ -156,6 +162,15 @@ def read_geometry(source: Source, options: Mapping[str, Any] = _NO_OPTIONS) -> G
 
         return npz.read_geometry(source)
     raise ScanError(f"{source.files[0]}: files of kind {source.kind!r} are not read yet", "unsupported")
+
+
+def value_bytes(source: Source) -> int:
+    """What a voxel takes where `read_volume` leaves values as they are ``stored``, all colours together; from the header."""
+    if source.kind == "nifti":
+        from medseg.scans import nifti
+
+        return nifti.value_bytes(source)
+    return 12 if source.kind == "picture" else 4
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -43,6 +43,16 @@ def read_geometry(source: Source) -> Geometry:
         return _geometry(path, _open(path, stack)[0], source.key)
 
 
+def value_bytes(source: Source) -> int:
+    """What a voxel takes as `read` gives it, and float32 where that is wider. Raises ScanError as `read_geometry`."""
+    with ExitStack() as stack:
+        image, _ = _open(source.files[0], stack)
+        kind, scaled = image.get_data_dtype(), (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+    if kind.names:
+        return 3
+    return kind.itemsize if kind.kind in "iu" and kind.itemsize <= 2 and not scaled else 4
+
+
 def volume_count(path: Path) -> int:
     """How many volumes the file holds along its fourth axis."""
     with ExitStack() as stack:

@@ -111,6 +111,21 @@ class Task(Protocol):
         """``(B,)`` differentiable evidence for ``target`` in ``region`` (B, 1, *S): what every explanation method uses."""
 
 
+@runtime_checkable
+class DenseTask(Protocol):
+    """A task that says of each voxel what its scores alone say: such a case is decoded part by part, and its scores are never
+    in memory as a whole."""
+
+    labels: LabelTable
+
+    @property
+    def out_channels(self) -> int:
+        """Scores of a voxel."""
+
+    def values(self, scores: Array) -> Array:
+        """Merged scores ``(K, *block)`` → mask values ``(*block)``."""
+
+
 def first_level(output: Output) -> Output:
     """The finest level of a deeply supervised output."""
     return output[0] if isinstance(output, list) else output

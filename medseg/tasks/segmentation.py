@@ -127,9 +127,14 @@ class SegmentationTask:
     def values(self, scores: Array) -> Array:
         """Probabilities ``(K, *S)`` → mask values ``(*S)``: the likeliest label, or the regions painted in order."""
         kind = np.uint8 if max(self.labels.names) < 256 else np.uint16
-        if self.labels.exclusive:
-            return np.array([0, *self.labels.names], kind)[scores.argmax(0)]
         mask = np.zeros(scores.shape[1:], kind)
+        if self.labels.exclusive:
+            # A running maximum, as numpy's argmax over the first axis is slower; the first of equal ones stays.
+            best = scores[0].copy()
+            for value, score in zip(self.labels.names, scores[1:], strict=True):
+                np.copyto(mask, value, where=score > best)
+                np.maximum(best, score, out=best)
+            return mask
         for value, score in zip(self.labels.paint, scores, strict=True):
             mask[score > 0.5] = value
         return mask

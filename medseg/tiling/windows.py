@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medseg.data.resampling import Sliced
 from medseg.errors import MedsegError
 from medseg.volume import Array
 
@@ -36,10 +37,11 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float = 0
         raise MedsegError(
             f"windows {tuple(patch)} do not fit a grid {tuple(shape)}: expected one length ≥ 1 an axis in both"
         )
-    return list(itertools.product(*(_axis_starts(n, p, overlap) for n, p in zip(shape, patch, strict=True))))
+    return list(itertools.product(*(axis_starts(n, p, overlap) for n, p in zip(shape, patch, strict=True))))
 
 
-def _axis_starts(length: int, window: int, overlap: float) -> list[int]:
+def axis_starts(length: int, window: int, overlap: float) -> list[int]:
+    """The first voxel of each window along one axis, as `window_starts` says."""
     if length <= window:
         return [(length - window) // 2]
     steps = math.ceil((length - window) / max(window * (1 - overlap), 1.0) - 1e-9)
@@ -55,7 +57,7 @@ def overlap_slices(
     return on_grid, in_window
 
 
-def cut_window(array: Array, lower: Sequence[int], size: Sequence[int], value: float = 0.0) -> Array:
+def cut_window(array: Sliced, lower: Sequence[int], size: Sequence[int], value: float = 0.0) -> Array:
     """The window ``(C, *size)`` of ``array`` ``(C, *S)`` from ``lower``; what lies beyond the array is ``value``.
 
     A view where the window lies inside, a copy otherwise.
@@ -64,6 +66,6 @@ def cut_window(array: Array, lower: Sequence[int], size: Sequence[int], value: f
     inside = array[(slice(None), *on_grid)]
     if inside.shape[1:] == tuple(size):
         return inside
-    window = np.full((array.shape[0], *size), value, dtype=array.dtype)
+    window = np.full((array.shape[0], *size), value, dtype=inside.dtype)
     window[(slice(None), *in_window)] = inside
     return window

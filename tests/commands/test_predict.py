@@ -124,7 +124,7 @@ def test_one_corrupt_file_leaves_the_others_unharmed_and_is_named(model, scans, 
 def test_running_again_skips_what_is_done(model, scans, tmp_path, monkeypatch):
     output = run(model, scans, tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in output.rglob("mask.nii.gz")}
-    monkeypatch.setattr(command, "read_planned", lambda *_: pytest.fail("a case was read again"))
+    monkeypatch.setattr(case_work, "read_planned", lambda *_, **__: pytest.fail("a case was read again"))
     run(model, scans, output)
     assert {p: p.stat().st_mtime_ns for p in output.rglob("mask.nii.gz")} == before
     assert len(rows(output)) == 3
@@ -216,12 +216,12 @@ def test_a_case_that_memory_does_not_hold_leaves_the_others_and_ends_with_status
 
 
 def test_what_readers_warn_of_stands_in_the_manifest(model, scans, tmp_path, monkeypatch):
-    def warns(case, options):
+    def warns(case, options, **how):
         logging.getLogger("medseg.scans.nifti").warning("%s: spacing mended", case.images[0].files[0])
-        return real(case, options)
+        return real(case, options, **how)
 
-    real = command.read_planned
-    monkeypatch.setattr(command, "read_planned", warns)
+    real = case_work.read_planned
+    monkeypatch.setattr(case_work, "read_planned", warns)
     output = run(model, scans, tmp_path / "out")
     assert manifest(output)["cases"]["a"]["mended"] == ["a.nii.gz: spacing mended"]
 
@@ -308,8 +308,10 @@ def test_several_models_read_a_scan_once_and_give_one_result(scans, tmp_path, mo
     organs = threshold(tmp_path / "organs", labels=LabelTable({2: "liver", 5: "spleen"}))
     lesions = threshold(tmp_path / "lesions", labels=LabelTable({1: "lesion"}), spacing=(1.0, 1.0, 2.0))
     count = []
-    real = command.read_planned
-    monkeypatch.setattr(command, "read_planned", lambda case, plan: count.append(case.id) or real(case, plan))
+    real = case_work.read_planned
+    monkeypatch.setattr(
+        case_work, "read_planned", lambda case, plan, **how: count.append(case.id) or real(case, plan, **how)
+    )
     models = {"organs": organs, "lesions": lesions}
     output = run(models, scans, tmp_path / "out", trust=[POINTWISE], save_probabilities=True)
     assert sorted(count) == ["a", "b", "c"]

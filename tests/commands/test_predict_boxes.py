@@ -139,7 +139,7 @@ def test_running_again_skips_what_is_done_and_refuses_other_boxes(
     assert caught.value.exit_status == 2
     default = {"from": "network", "fp_per_scan": None, "all": False, "fusion": None, "iou": None}
     with monkeypatch.context() as patch:
-        patch.setattr(command, "read_planned", lambda *_: pytest.fail("a case was read again"))
+        patch.setattr(case_work, "read_planned", lambda *_, **__: pytest.fail("a case was read again"))
         run(model, scans, output, boxes=default)  # what is not given is as it is by default
     (output / "b" / "boxes.json").unlink()
     run(model, scans, output)

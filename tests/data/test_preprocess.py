@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medseg.data.preprocess import Restoration, preprocess, preprocess_mask, restore_mask, restore_scores_blocks
+from medseg.data.preprocess import (
+    PlannedScan,
+    Restoration,
+    preprocess,
+    preprocess_mask,
+    restore_mask,
+    restore_scores_blocks,
+    whole_restoration,
+)
 from medseg.errors import MedsegError
 from medseg.planning.plan import Channel, Plan
 from medseg.structures import LabelTable
@@ -369,3 +377,44 @@ def test_a_restoration_survives_json_exactly() -> None:
     for name in ("turn", "lower", "upper", "shape"):
         assert getattr(again, name) == getattr(restoration, name)
     assert again.geometry.matches(restoration.geometry, 1e-9)
+
+
+@pytest.mark.parametrize("crop", ["none", "nonzero"])
+@pytest.mark.parametrize("spacing", [(0.8, 0.9, 1.6), (1.1, 0.7, 1.9)])
+def test_a_part_of_a_scan_is_that_part_of_the_whole(spacing: tuple[float, ...], crop: str) -> None:
+    volume, _ = phantom(channels=2)
+    turned = Volume(TURNS[29].apply(volume.data), TURNS[29].apply_to_geometry(volume.geometry))
+    scan = PlannedScan(turned, plan_for(spacing, channels=2, crop=crop))
+    whole = scan.whole()
+    assert whole.shape == scan.shape == (2, *scan.restoration.shape)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        ends = [np.sort(rng.choice(n + 1, 2, replace=False)) for n in scan.shape[1:]]
+        window = (slice(None), *(slice(int(low), int(high)) for low, high in ends))
+        np.testing.assert_allclose(scan[window], whole[window], atol=2e-5)
+
+
+def test_whole_numbers_as_stored_give_what_their_floats_give() -> None:
+    volume, _ = phantom()
+    numbers = np.rint(volume.data).astype(np.int16)
+    plan = plan_for((1.0, 1.0, 1.2), crop="nonzero")
+    one, _ = preprocess(Volume(numbers, volume.geometry), plan)
+    two, _ = preprocess(Volume(numbers.astype(np.float32), volume.geometry), plan)
+    assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize("normalisation", ["ct", "zscore", "rescale", "none"])
+def test_far_from_everything_air_is_one_value_to_the_last_bit(normalisation: Any) -> None:
+    values = np.full((1, 60, 20, 20), -1000.0, np.float32)
+    values[:, 45:] = np.random.default_rng(0).normal(0, 50, (1, 15, 20, 20))
+    volume = Volume(values, Geometry.from_spacing(values.shape[1:], (0.8, 0.9, 1.6)))
+    channel = Channel("CT", normalisation, mean=37, std=91, low=-500, high=321)
+    image, _ = preprocess(volume, plan_for((1.03, 0.77, 1.21), channels=(channel,)))
+    assert len(np.unique(image[:, :18])) == 1
+
+
+def test_a_header_tells_the_way_back_of_a_scan_that_is_kept_whole() -> None:
+    volume, _ = phantom()
+    turned = Volume(TURNS[7].apply(volume.data), TURNS[7].apply_to_geometry(volume.geometry))
+    plan = plan_for((1.1, 0.7, 1.9))
+    assert whole_restoration(turned.geometry, plan).to_json() == preprocess(turned, plan)[1].to_json()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from medseg.evaluation.lesions import bounding_box, component_sizes, components, match_lesions
+from medseg.evaluation import lesions
+from medseg.evaluation.lesions import bounding_box, component_sizes, components, count_components, match_lesions
 
 
 def test_voxels_that_touch_at_a_corner_are_one_lesion() -> None:
@@ -47,3 +49,14 @@ def test_two_halves_of_a_lesion_are_one_hit_and_one_false_lesion() -> None:
 def test_nothing_matches_nothing() -> None:
     empty = np.zeros((3, 3), np.int32)
     assert match_lesions(empty, empty, (0, 0)) == []
+
+
+@pytest.mark.parametrize("shape", [(11, 8, 7), (1, 6, 5), (17, 9)])
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.15, 0.6])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_components_counted_slab_by_slab_are_as_many(
+    shape: tuple[int, ...], density: float, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = np.random.default_rng(0).random(shape) < density
+    monkeypatch.setattr(lesions, "_SLAB", rows * mask[0].size)
+    assert count_components(mask) == components(mask)[1]

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from medseg.inference.ahead import read_ahead
+from medseg.inference.ahead import finish_behind, read_ahead
 from medseg.structures import Case, as_source
 from medseg.volume import Geometry, Volume
 
@@ -24,7 +24,7 @@ def volume(case):
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_cases_come_in_order_with_their_own_volume(ahead):
-    got = [(case.id, float(read.volume.data[0, 0, 0])) for case, read in read_ahead(cases(6), volume, ahead)]
+    got = [(case.id, float(read.value.data[0, 0, 0])) for case, read in read_ahead(cases(6), volume, ahead)]
     assert got == [(str(i), float(i)) for i in range(6)]
 
 
@@ -73,4 +73,46 @@ def test_stopping_early_leaves_no_thread_behind():
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_a_case_is_finished_while_the_next_is_worked_on():
+    next_begun, finished = threading.Event(), []
+
+    def jobs():
+        yield lambda: next_begun.wait(5)
+        next_begun.set()
+        yield lambda: "second"
+
+    finish_behind(jobs(), finished.append)
+    assert finished == [True, "second"]
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_jobs_are_handed_over_in_order_by_the_callers_thread(behind):
+    took = []
+    finish_behind((lambda n=n: n for n in range(5)), lambda n: took.append((n, threading.get_ident())), behind=behind)
+    assert took == [(n, threading.get_ident()) for n in range(5)]
+
+
+def test_what_is_being_finished_is_handed_over_though_the_next_is_interrupted():
+    took = []
+
+    def jobs():
+        yield lambda: time.sleep(0.05) or "written"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finish_behind(jobs(), took.append)
+    assert took == ["written"]
+
+
+def test_an_error_of_a_job_is_raised_and_no_thread_stays():
+    before = threading.active_count()
+
+    def broken():
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        finish_behind(iter([broken, lambda: 1, lambda: 2]), lambda _: None)
     assert threading.active_count() == before

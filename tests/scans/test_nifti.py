@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg.scans import read_geometry, read_mask, read_volume
+from medseg.scans import read_geometry, read_mask, read_volume, value_bytes
 from medseg.scans.find import find_one
 from medseg.scans.reading import ScanError
 from medseg.structures import Source
@@ -33,6 +33,24 @@ def test_pixels_and_affine_are_those_of_nibabel(tmp_path: Path, name: str, versi
     np.testing.assert_allclose(volume.geometry.affine, AFFINE)
     assert volume.data.dtype == np.float32
     assert read_geometry(nifti(tmp_path / name)).matches(volume.geometry, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slope", "stored", "size"),
+    [("int16", None, "int16", 2), ("uint8", None, "uint8", 1), ("int16", 2.0, "float32", 4), ("int32", None, "float32", 4),
+     ("float64", None, "float32", 4)],
+)  # fmt: skip
+def test_short_whole_numbers_stay_as_stored_on_request(
+    tmp_path: Path, kind: str, slope: float | None, stored: str, size: int
+) -> None:
+    image = nib.Nifti1Image(np.arange(24).reshape(2, 3, 4).astype(kind), AFFINE)
+    image.header.set_slope_inter(slope, 0 if slope else None)
+    nib.save(image, tmp_path / "a.nii.gz")
+    source = nifti(tmp_path / "a.nii.gz")
+    volume = read_volume(source, stored=True)
+    assert volume.data.dtype == stored
+    assert value_bytes(source) == size == volume.data.itemsize
+    np.testing.assert_array_equal(volume.data, read_volume(source).data)
 
 
 def test_big_endian_and_scaled_integers_are_read(tmp_path: Path) -> None:

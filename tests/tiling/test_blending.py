@@ -63,3 +63,28 @@ def test_where_no_window_came_the_result_is_zero_and_asking_twice_changes_nothin
     np.testing.assert_array_equal(blender.result(), first)
     with pytest.raises(RuntimeError, match="after result"):
         blender.add(np.ones((1, 8), np.float32), (0,))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_rows_that_roll_along_hold_what_the_whole_holds(axis):
+    shape, patch = (30, 22, 26), (8, 8, 8)
+    rng = np.random.default_rng(0)
+    box = [slice(2, 20), slice(0, 22), slice(5, 26)]
+    box[axis] = slice(0, 10)
+    rolling, whole = GaussianBlender(shape, 2, patch, box=box), GaussianBlender(shape, 2, patch)
+    assert rolling.shape == (2, *shape)
+    starts = sorted(window_starts(shape, patch, 0.5), key=lambda lower: (lower[axis], lower))
+    outputs = {lower: rng.normal(size=(2, *patch)).astype(np.float32) for lower in starts}
+    for lower in starts:
+        whole.add(outputs[lower], lower)
+    expected = whole.result()
+    seen = 0
+    for lower in starts:
+        if lower[axis] > seen:
+            window = [slice(part.start, part.stop) for part in box]
+            window[axis] = slice(seen, lower[axis])
+            place = (slice(None), *window)
+            np.testing.assert_array_equal(rolling[place], expected[place])
+            seen = lower[axis]
+            rolling.roll(axis, seen)
+        rolling.add(outputs[lower], lower)
