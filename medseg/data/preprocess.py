@@ -46,6 +46,7 @@ class Restoration:
         turn: from the scan's axes to the plan's.
         lower, upper: what was kept of the turned scan, ``[lower, upper)`` in its voxels.
         shape: voxels of the plan's grid, which covers exactly what was kept.
+        apart: axis of the plan along which scores go back to the nearest instead of linearly; None for none.
     """
 
     scan: Geometry
@@ -53,6 +54,7 @@ class Restoration:
     lower: tuple[int, ...]
     upper: tuple[int, ...]
     shape: tuple[int, ...]
+    apart: int | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -67,6 +69,7 @@ class Restoration:
                 "lower": self.lower,
                 "upper": self.upper,
                 "shape": self.shape,
+                "apart": self.apart,
             }
         )
 
@@ -76,7 +79,7 @@ class Restoration:
         v = json.loads(text)
         scan = Geometry(tuple(v["scan"]["shape"]), np.array(v["scan"]["affine"]), v["scan"]["unit"])
         turn = Reorientation(tuple(v["turn"]["order"]), tuple(v["turn"]["flip"]))
-        return cls(scan, turn, tuple(v["lower"]), tuple(v["upper"]), tuple(v["shape"]))
+        return cls(scan, turn, tuple(v["lower"]), tuple(v["upper"]), tuple(v["shape"]), v.get("apart"))
 
 
 def preprocess(volume: Volume, plan: Plan) -> tuple[Array, Restoration]:
@@ -105,10 +108,15 @@ def preprocess(volume: Volume, plan: Plan) -> tuple[Array, Restoration]:
     )
     for values, channel in zip(data, plan.channels, strict=True):
         _normalise(values, channel, region)
-    shape = _plan_shape(turn.apply_to_geometry(geometry).spacing, data.shape[1:], plan)
+    spacing = turn.apply_to_geometry(geometry).spacing
+    wanted = _wanted_spacing(spacing, plan)
+    shape = _plan_shape(spacing, data.shape[1:], wanted, plan)
+    there, back = (None, None) if plan.conventions is None else (
+        plan.conventions.apart(spacing, wanted), plan.conventions.apart(wanted, spacing)
+    )  # fmt: skip
     if shape != data.shape[1:]:
-        data = resample_array(data, shape, plan.image_order)
-    return data, Restoration(geometry, turn, lower, upper, shape)
+        data = resample_array(data, shape, [0 if axis == there else o for axis, o in enumerate(plan.image_order)])
+    return data, Restoration(geometry, turn, lower, upper, shape, back)
 
 
 def preprocess_mask(mask: Array, restoration: Restoration, plan: Plan) -> Array:
@@ -207,7 +215,8 @@ def _blocks(scores: Array, restoration: Restoration, block: int) -> Iterator[tup
     kept = tuple(u - low for low, u in zip(restoration.lower, restoration.upper, strict=True))
     back = restoration.turn.inverse()
     turned = tuple(restoration.scan.shape[axis] for axis in restoration.turn.order)
-    axes = [_Line(old, new, 1) for old, new in zip(restoration.shape, kept, strict=True)]
+    sizes = zip(restoration.shape, kept, strict=True)
+    axes = [_Line(old, new, int(axis != restoration.apart)) for axis, (old, new) in enumerate(sizes)]
     for first in itertools.product(*(range(0, n, block) for n in kept)):
         last = tuple(min(f + block, n) for f, n in zip(first, kept, strict=True))
         part = _resample_window(lambda window: scores[(slice(None), *window)], axes, first, last)
@@ -303,7 +312,8 @@ def _normalise(values: Array, channel: Channel, region: Array | None) -> None:
 
     ``region`` is where ``zscore`` takes its statistics; outside of it the result is 0, the value that crops are padded with.
     """
-    if channel.normalisation == "zscore":
+    if channel.normalisation in ("zscore", "zscore_all"):
+        region = region if channel.normalisation == "zscore" else None
         mean, std = _mean_std(values if region is None else values[region])
         values -= np.float32(mean)
         # A constant scan has no contrast to scale; without this, rounding errors would become the picture.
@@ -322,6 +332,9 @@ def _normalise(values: Array, channel: Channel, region: Array | None) -> None:
             )
         values -= np.float32(channel.low)
         values /= np.float32(channel.high - channel.low)
+    elif channel.normalisation == "minmax":
+        values -= values.min()
+        values /= max(values.max(), np.float32(1e-8))
 
 
 def _mean_std(values: Array) -> tuple[float, float]:
@@ -336,11 +349,17 @@ def _slabs(values: Array, size: int = 1 << 20) -> Iterator[Array]:
     return (flat[first : first + size] for first in range(0, flat.size, size))
 
 
-def _plan_shape(spacing: Sequence[float], shape: Sequence[int], plan: Plan) -> tuple[int, ...]:
-    """Voxels along each axis at the plan's spacing, the field of view kept; pictures without spacing stay as they are."""
+def _wanted_spacing(spacing: Sequence[float], plan: Plan) -> tuple[float, ...]:
+    """The plan's spacing, and the scan's own along axes that are not resampled."""
+    kept = plan.conventions.kept_axes if plan.conventions is not None else ()
+    return tuple(spacing[axis] if axis in kept else wanted for axis, wanted in enumerate(plan.spacing))
+
+
+def _plan_shape(spacing: Sequence[float], shape: Sequence[int], wanted: Sequence[float], plan: Plan) -> tuple[int, ...]:
+    """Voxels along each axis at the wanted spacing, the field of view kept; pictures without spacing stay as they are."""
     if plan.unit == "px":
         return tuple(shape)
-    return tuple(max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, plan.spacing, strict=True))
+    return tuple(max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, wanted, strict=True))
 
 
 @dataclass(frozen=True)

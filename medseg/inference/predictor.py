@@ -32,6 +32,7 @@ from medseg.model import Model
 from medseg.planning.plan import Plan
 from medseg.structures import Case, Prediction
 from medseg.tasks import build_task
+from medseg.tasks.segmentation import SegmentationTask
 from medseg.tiling.windows import cut_window, window_starts
 from medseg.volume import Array, Volume
 
@@ -65,12 +66,13 @@ def predict_grid(
         on_window: called with (windows done, all windows) after each batch, for a progress bar.
 
     Returns:
-        Whatever ``task.merger(...).result()`` returns; segmentation: probabilities ``(K, *S)`` float32; detection: boxes.
+        Whatever ``task.merger(...).result()`` returns; segmentation: probabilities (or what the plan's conventions say is
+        averaged) ``(K, *S)`` float32; detection: boxes.
     """
     if not runtimes:
         raise MedsegError("predict: expected at least one model, found none")
     shape, patch = array.shape[1:], plan.patch_size
-    starts = window_starts(shape, patch, overlap)
+    starts = window_starts(shape, patch, overlap, plan.odd_padding)
     merger = task.merger(shape, patch)
     flips = list(_mirrorings(plan.mirror_axes if mirror else ()))
     for first in range(0, len(starts), batch_size):
@@ -188,6 +190,8 @@ class Predictor:
         if prediction.boxes is not None:
             found = calibrated_boxes(prediction.boxes, prediction.labels, self.finder.calibration)
             prediction = replace(prediction, boxes=found)
+        if isinstance(self.task, SegmentationTask):
+            merged = self.task.probabilities(merged)
         if self.finder.components is not None:
             found = components(merged, restoration.geometry, prediction.labels, **self.finder.components)
             boxes, thresholds = restore_boxes(found, restoration), self.finder.thresholds
