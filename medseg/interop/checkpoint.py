@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,23 @@ def plain_weights(weights: Any, where: str) -> dict[str, Tensor]:
             name = str(name).removeprefix(prefix)
         plain[name] = weight
     return plain
+
+
+def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], unknown: Sequence[str] = ()) -> list[str]:
+    """What keeps weights from fitting a network, a line each, the first five and how many more.
+
+    Args:
+        expected: the network's own weights, of the meta device perhaps.
+        unknown: names that could not even be translated.
+    """
+    lines = [f"{name} is missing" for name in expected if name not in found]
+    lines += [f"{name} is not in the network" for name in (*unknown, *(n for n in found if n not in expected))]
+    lines += [
+        f"{name}: expected {tuple(expected[name].shape)}, found {tuple(weight.shape)}"
+        for name, weight in found.items()
+        if name in expected and weight.shape != expected[name].shape
+    ]
+    return [*lines[:5], *([f"and {len(lines) - 5} more"] if len(lines) > 5 else [])]
 
 
 def _is_torchscript(path: Path) -> bool:

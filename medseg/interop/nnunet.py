@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medseg.errors import MedsegError, all_at_once
-from medseg.interop.checkpoint import load_checkpoint, plain_weights
+from medseg.interop.checkpoint import load_checkpoint, misfits, plain_weights
 from medseg.interop.nnunet_plan import Described, described
 from medseg.interop.nnunet_weights import renamed, turned
 from medseg.model import Model
@@ -81,19 +81,12 @@ def _model(
         for name, like in expected.items()
         if name in mine or re.search(r"(\.conv|^ups\.\d+)\.bias$", name) or re.match(r"heads\.[1-9]", name)
     }
-    faults = [f"{name} is missing" for name in expected if name not in weights]
-    faults += [f"{name} is not in the network" for name in [*unknown, *(n for n in mine if n not in expected)]]
-    faults += [
-        f"{name}: expected {tuple(expected[name].shape)}, found {tuple(weight.shape)}"
-        for name, weight in weights.items()
-        if weight.shape != expected[name].shape
-    ]
+    faults = misfits(expected, weights | {n: w for n, w in mine.items() if n not in expected}, unknown)
     if faults:
-        shown = [*faults[:5], *([f"and {len(faults) - 5} more"] if len(faults) > 5 else [])]
         raise all_at_once(
             f"{file}: the weights that trainer {held['trainer_name']} left are not those of {spec['_target_']} as plans.json "
             "says it; a trainer that changes the network cannot be imported",
-            shown,
+            faults,
         )
     training = {
         "made_by": "nnU-Net",
