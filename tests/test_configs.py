@@ -49,6 +49,8 @@ NEEDED = {
     "audit": ["evaluation=e", "columns=[site]"],
     "report": ["folder=f"],
     "demo": [],
+    "import": ["source=a", "output=b"],
+    "convert": ["model=a", "to=bundle", "output=b"],
 }
 
 

@@ -79,7 +79,7 @@ def read_bundle(source: Path) -> Model:
         mirror_axes=(),
         foreground=0.5,
         memory_gb=8.0,
-        conventions=Conventions("logits", "after", 0.0, () if before.spacing else tuple(range(dimensions))),
+        conventions=Conventions("logits", "after", kept_axes=() if before.spacing else tuple(range(dimensions))),
         why=dict.fromkeys(
             ("spacing", "patch_size", "channels", "conventions"), "as in the bundle's inference configuration"
         ),

@@ -13,6 +13,7 @@ from medseg.errors import MedsegError
 
 Averaged = Literal["probabilities", "logits"]
 Side = Literal["before", "after"]
+Peak = Literal["middle", "after"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Conventions:
     Args:
         averaged: what is averaged over mirrorings, folds and windows, and brought back to the scan's grid.
         odd_padding: on which side of a case that is smaller than the patch the odd voxel of padding lies.
+        peak: where the Gaussian that windows are weighed by has its top: in the middle, or half a voxel after it where the
+            window is even.
         apart_beyond: where the coarsest spacing, of the scan or else of the plan, is more than so many times the finest, the
             coarsest axis is resampled to the nearest, image and scores alike; 0: axes are resampled as the plan says.
         kept_axes: axes along which no scan is resampled, whatever its spacing (the slices of a 2D network).
@@ -29,11 +32,13 @@ class Conventions:
 
     averaged: Averaged = "probabilities"
     odd_padding: Side = "before"
+    peak: Peak = "middle"
     apart_beyond: float = 0.0
     kept_axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("averaged", get_args(Averaged)), ("odd_padding", get_args(Side))):
+        for name, kind in (("averaged", Averaged), ("odd_padding", Side), ("peak", Peak)):
+            allowed = get_args(kind)
             if getattr(self, name) not in allowed:
                 raise MedsegError(
                     f"plan.conventions.{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}"

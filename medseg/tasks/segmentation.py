@@ -14,7 +14,7 @@ from medseg.data.preprocess import Restoration, restore_mask
 from medseg.data.store import StoredCase
 from medseg.errors import MedsegError
 from medseg.losses import Loss, dice_ce
-from medseg.planning.conventions import Averaged
+from medseg.planning.conventions import Conventions
 from medseg.structures import LabelTable, Prediction
 from medseg.tasks.base import Batch, Metrics, Output, View, first_level, spatial_mean
 from medseg.tiling.blending import GaussianBlender
@@ -29,7 +29,7 @@ class SegmentationTask:
         loss: how outputs are compared with labels; Dice and cross-entropy unless given.
         components: whether training also chooses how components of the mask become boxes (``boxes=components``); means
             nothing here.
-        averaged: what is averaged over mirrorings, folds and windows; decided by the plan.
+        conventions: of the plan: what is averaged over mirrorings, folds and windows, and how windows weigh.
     """
 
     name = "segmentation"
@@ -38,12 +38,14 @@ class SegmentationTask:
         self,
         labels: LabelTable,
         loss: Loss | None = None,
-        averaged: Averaged = "probabilities",
+        conventions: Conventions | None = None,
         *,
         components: bool = False,
     ) -> None:
         del components
-        self.labels, self._averaged = labels, averaged
+        self.labels = labels
+        own = conventions or Conventions()
+        self._averaged, self._peak = own.averaged, own.peak
         self._loss = dice_ce(exclusive=labels.exclusive) if loss is None else loss
         highest = max([*labels.names, labels.ignore or 0])
         self._channel_of = torch.zeros(highest + 1, dtype=torch.int64)
@@ -124,7 +126,7 @@ class SegmentationTask:
         return (total / count).cpu().numpy()
 
     def merger(self, shape: Sequence[int], patch_size: Sequence[int]) -> GaussianBlender:
-        return GaussianBlender(shape, self.out_channels, patch_size)
+        return GaussianBlender(shape, self.out_channels, patch_size, peak=self._peak)
 
     def shown(self, merged: Array, case: StoredCase) -> tuple[Array, Array]:
         return case.label((0,) * len(case.shape), case.shape)[0], self.values(merged)

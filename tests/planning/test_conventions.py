@@ -11,7 +11,7 @@ from tests.tiny import tiny_plan
 
 
 def test_conventions_survive_the_file_and_plans_without_say_nothing() -> None:
-    plan = tiny_plan(conventions=Conventions("logits", "after", 3.0, (2,)))
+    plan = tiny_plan(conventions=Conventions("logits", "after", "after", 3.0, (2,)))
     assert Plan.from_yaml(plan.to_yaml()) == plan
     assert "conventions" not in tiny_plan().to_yaml()
     assert tiny_plan().preprocessing_key() != plan.preprocessing_key()

@@ -159,6 +159,6 @@ def test_logits_are_averaged_where_the_plan_says_so():
 
 
 def test_logits_of_regions_are_painted_above_zero():
-    task = SegmentationTask(REGIONS, averaged="logits")
+    task = SegmentationTask(REGIONS, conventions=Conventions(averaged="logits"))
     scores = np.array([[0.3, 0.3, -0.1], [-0.2, 0.1, 0.4]], np.float32)[:, :, None]
     assert task.values(scores)[:, 0].tolist() == [1, 2, 2]

@@ -63,3 +63,10 @@ def test_where_no_window_came_the_result_is_zero_and_asking_twice_changes_nothin
     np.testing.assert_array_equal(blender.result(), first)
     with pytest.raises(RuntimeError, match="after result"):
         blender.add(np.ones((1, 8), np.float32), (0,))
+
+
+def test_the_peak_may_lie_half_a_voxel_after_the_middle():
+    """nnU-Net's Gaussian has its top on voxel n // 2; for odd lengths both are the same."""
+    assert gaussian_weight((8,), "after").argmax() == 4
+    np.testing.assert_allclose(gaussian_weight((8,), "after")[1:], gaussian_weight((8,), "after")[:0:-1])
+    np.testing.assert_array_equal(gaussian_weight((7,), "after"), gaussian_weight((7,)))
