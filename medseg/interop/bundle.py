@@ -179,7 +179,7 @@ def _channel_names(metadata: Mapping[str, Any], count: int) -> list[str]:
 def _format(metadata: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
     """What ``network_data_format`` says of an input or output, by its usual name or the only one there."""
     there = metadata.get("network_data_format", {}).get(side, {})
-    found = there.get(name) or next(iter(there.values()), {})
+    found: Any = there.get(name) or next(iter(there.values()), {})
     return found if isinstance(found, Mapping) else {}
 
 

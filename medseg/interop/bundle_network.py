@@ -136,11 +136,10 @@ def bundle_network(definition: Mapping[str, Any], faults: list[str]) -> BundleNe
         dimensions = int(arguments["spatial_dims"])
         features, strides, kernels = known.shape(arguments)
         rows = [tuple(tuple(_row(row, dimensions)) for row in values) for values in (strides, kernels)]
-        up = arguments.get("up_kernel_size", arguments.get("kernel_size"))
+        wanted: Any = arguments.get("kernel_size")
+        up: Any = arguments.get("up_kernel_size", wanted)
         if name == "DynUNet":
             wanted, up = list(rows[0][1:]), [tuple(_row(row, dimensions)) for row in arguments["upsample_kernel_size"]]
-        else:
-            wanted = arguments.get("kernel_size")
         if up != wanted:
             faults.append(f"network {name}: kernels {up} on the way up; supported is {wanted}")
             return None
