@@ -204,6 +204,31 @@ def _report(config: Config) -> Callable[[], Any]:
     return functools.partial(report, _path(config["folder"]), _optional_path(config["out"]))
 
 
+def _import(config: Config) -> Callable[[], Any]:
+    from medseg.commands.import_model import import_model
+
+    names = ("folds", "checkpoint", "overwrite")
+    return functools.partial(
+        import_model,
+        kind=str(config["from"]),
+        source=_path(config["source"]),
+        output=_path(config["output"]),
+        **{name: config[name] for name in names},
+    )
+
+
+def _convert(config: Config) -> Callable[[], Any]:
+    from medseg.commands.convert import convert
+
+    return functools.partial(
+        convert,
+        model=_path(config["model"]),
+        output=_path(config["output"]),
+        to=str(config["to"]),
+        trust=config["trust"],
+    )
+
+
 def _demo(config: Config) -> Callable[[], Any]:
     from medseg.commands.demo import demo
 
@@ -213,11 +238,12 @@ def _demo(config: Config) -> Callable[[], Any]:
 
 _RUNS = {
     "check": _check, "plan": _plan, "train": _train, "evaluate": _evaluate, "predict": _predict, "explain": _explain,
-    "audit": _audit, "report": _report, "demo": _demo,
+    "audit": _audit, "report": _report, "demo": _demo, "import": _import, "convert": _convert,
 }  # fmt: skip
 _WRITES_TO = {
     "plan": ("out",), "evaluate": ("out",), "predict": ("output",), "explain": ("output",),
-    "audit": ("out", "evaluation"), "report": ("out", "folder"), "demo": ("folder",),
+    "audit": ("out", "evaluation"), "report": ("out", "folder"), "demo": ("folder",), "import": ("output",),
+    "convert": ("output",),
 }  # fmt: skip
 """Verb → the options that name what it writes, of which the first that is given counts."""
 _LOGGER_PACKAGES = ("mlflow", "wandb")  # extras of medseg

@@ -20,7 +20,7 @@ import pytest
 from medseg import cli, runs, targets
 from medseg.errors import MachineError, MedsegError, SomeFailed
 
-VERBS = ("check", "plan", "train", "evaluate", "predict", "explain", "audit", "report", "demo")
+VERBS = ("check", "plan", "train", "evaluate", "predict", "explain", "audit", "report", "demo", "import", "convert")
 
 
 def medseg(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

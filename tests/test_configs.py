@@ -49,6 +49,8 @@ NEEDED = {
     "audit": ["evaluation=e", "columns=[site]"],
     "report": ["folder=f"],
     "demo": [],
+    "import": ["source=a", "output=b"],
+    "convert": ["model=a", "to=bundle", "output=b"],
 }
 
 
@@ -193,7 +195,7 @@ def test_a_task_is_built_as_its_file_says(option: str) -> None:
 
 
 def test_the_plan_lists_every_value_that_can_be_set() -> None:
-    decided_elsewhere = {"task", "labels", "classes", "why"}
+    decided_elsewhere = {"task", "labels", "classes", "conventions", "why"}
     expected = ({field.name for field in fields(Plan)} - decided_elsewhere) | set(PLANNER)
     assert set(composed("plan", "default")["plan"]) == expected
 

@@ -25,13 +25,14 @@ class Scale:
 
     Args:
         channel: what the plan says.
-        mean, std: of the scan, for ``zscore``.
+        shift, width: what values are lessened and then divided by, where the scan says so: its mean and deviation for ``zscore``
+            and ``zscore_all``, its least value and its range for ``minmax``.
         least: what the scan's smallest value becomes; 0 where a region is cut out, the value that crops are padded with.
     """
 
     channel: Channel
-    mean: float = 0.0
-    std: float = 1.0
+    shift: float = 0.0
+    width: float = 1.0
     least: float = 0.0
 
     @classmethod
@@ -42,12 +43,16 @@ class Scale:
             MedsegError: the plan cannot be followed.
         """
         scale = cls(channel)
-        if channel.normalisation == "zscore":
+        inside = inside if channel.normalisation == "zscore" else None
+        if channel.normalisation in ("zscore", "zscore_all"):
             mean, std = _mean_std(values, inside)
             # A constant scan has no contrast to scale; without this, rounding errors would become the picture.
             scale = cls(channel, mean, std if std > 1e-6 * abs(mean) else 1.0)
             if inside is not None:
                 return scale
+        elif channel.normalisation == "minmax":
+            low, high = np.float32(values.min()), np.float32(values.max())
+            scale = cls(channel, float(low), float(max(high - low, np.float32(1e-8))))
         elif channel.normalisation == "rescale" and channel.high <= channel.low:
             raise MedsegError(
                 f"channel {channel.name!r}: rescale needs low < high in the plan, found {channel.low}…{channel.high}"
@@ -59,10 +64,10 @@ class Scale:
     def apply(self, values: Array, inside: Array | None) -> None:
         """Normalise float32 ``values`` in place; ``inside`` is the region's part of them."""
         channel = self.channel
-        if channel.normalisation == "zscore":
-            values -= np.float32(self.mean)
-            values /= np.float32(self.std)
-            if inside is not None:
+        if channel.normalisation in ("zscore", "zscore_all", "minmax"):
+            values -= np.float32(self.shift)
+            values /= np.float32(self.width)
+            if inside is not None and channel.normalisation == "zscore":
                 values[~inside] = 0
         elif channel.normalisation == "ct":
             np.clip(values, channel.low, channel.high, out=values)

@@ -39,6 +39,7 @@ class Restoration:
         turn: from the scan's axes to the plan's.
         lower, upper: what was kept of the turned scan, ``[lower, upper)`` in its voxels.
         shape: voxels of the plan's grid, which covers exactly what was kept.
+        apart: axis of the plan along which scores go back to the nearest instead of linearly; None for none.
     """
 
     scan: Geometry
@@ -46,6 +47,7 @@ class Restoration:
     lower: tuple[int, ...]
     upper: tuple[int, ...]
     shape: tuple[int, ...]
+    apart: int | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -59,8 +61,9 @@ class Restoration:
 
     @property
     def lines(self) -> list[Line]:
-        """The way from the plan's grid to what was kept of the scan, linearly, along each axis."""
-        return [Line(old, new, 1) for old, new in zip(self.shape, self.kept, strict=True)]
+        """The way from the plan's grid to what was kept of the scan along each axis, linearly but for ``apart``."""
+        sizes = zip(self.shape, self.kept, strict=True)
+        return [Line(old, new, int(axis != self.apart)) for axis, (old, new) in enumerate(sizes)]
 
     def to_json(self) -> str:
         return json.dumps(
@@ -70,6 +73,7 @@ class Restoration:
                 "lower": self.lower,
                 "upper": self.upper,
                 "shape": self.shape,
+                "apart": self.apart,
             }
         )
 
@@ -79,7 +83,7 @@ class Restoration:
         v = json.loads(text)
         scan = Geometry(tuple(v["scan"]["shape"]), np.array(v["scan"]["affine"]), v["scan"]["unit"])
         turn = Reorientation(tuple(v["turn"]["order"]), tuple(v["turn"]["flip"]))
-        return cls(scan, turn, tuple(v["lower"]), tuple(v["upper"]), tuple(v["shape"]))
+        return cls(scan, turn, tuple(v["lower"]), tuple(v["upper"]), tuple(v["shape"]), v.get("apart"))
 
 
 class PlannedScan:
@@ -107,10 +111,11 @@ class PlannedScan:
         lower, upper = _nonzero_box(data) if plan.crop == "nonzero" else ((0,) * geometry.dimensions, geometry.shape)
         self._data = turn.apply(data[(slice(None), *map(slice, lower, upper))])
         lower, upper = _turned_box(turn, geometry.shape, lower, upper)
-        old = self._data.shape[1:]
-        shape = _plan_shape(turn.apply_to_geometry(geometry).spacing, old, plan)
-        self.restoration = Restoration(geometry, turn, lower, upper, shape)
-        self._lines = [Line(*line) for line in zip(old, shape, plan.image_order, strict=True)]
+        self.restoration = _restoration(geometry, turn, lower, upper, plan)
+        spacing = turn.apply_to_geometry(geometry).spacing
+        apart = None if plan.conventions is None else plan.conventions.apart(spacing, _wanted_spacing(spacing, plan))
+        order = [0 if axis == apart else spline for axis, spline in enumerate(plan.image_order)]
+        self._lines = [Line(*line) for line in zip(self.restoration.kept, self.restoration.shape, order, strict=True)]
         inside = plan.crop == "nonzero" and any(c.normalisation == "zscore" for c in plan.channels)
         self._inside = inside_of(self._data) if inside else None
         self._scales = [Scale.of(*pair, self._inside) for pair in zip(self._data, plan.channels, strict=True)]
@@ -124,7 +129,7 @@ class PlannedScan:
         """The part within ``window``, float32: a slice of all channels, and one of the plan's grid an axis."""
         first, last = [part.start for part in window[1:]], [part.stop for part in window[1:]]
         found = resample_window(self._normalised, self._lines, first, last)
-        if self._resampled:
+        if self._mixed:
             for values, scale in zip(found, self._scales, strict=True):
                 values += np.float32(scale.least)
         return np.ascontiguousarray(found)
@@ -134,18 +139,19 @@ class PlannedScan:
         return self[tuple(slice(0, n) for n in self.shape)]
 
     @property
-    def _resampled(self) -> bool:
-        return any(line.old != line.new for line in self._lines)
+    def _mixed(self) -> bool:
+        """Whether a voxel is made of several; where each is one of the scan's, nothing is rounded."""
+        return any(line.old != line.new and line.order for line in self._lines)
 
     def _normalised(self, window: Slices) -> Array:
-        """Part of the turned and cropped scan; less the least value of each channel where it is to be resampled, for zeros
-        resample to zeros without rounding."""
+        """Part of the turned and cropped scan; less the least value of each channel where voxels are mixed, for a mixture
+        of zeros is zero without rounding."""
         # One layout for every orientation a scan is stored in: sums then run in the same order and give the same bits.
         found = in_order(self._data[(slice(None), *window)])
         inside = None if self._inside is None else self._inside[window]
         for values, scale in zip(found, self._scales, strict=True):
             scale.apply(values, inside)
-            if self._resampled:
+            if self._mixed:
                 values -= np.float32(scale.least)
         return found
 
@@ -154,8 +160,7 @@ def whole_restoration(geometry: Geometry, plan: Plan) -> Restoration:
     """The way back to a scan of which all is kept: what a header tells before anything is read."""
     turn = _turn(geometry, plan)
     turned = turn.apply_to_geometry(geometry)
-    shape = _plan_shape(turned.spacing, turned.shape, plan)
-    return Restoration(geometry, turn, (0,) * geometry.dimensions, turned.shape, shape)
+    return _restoration(geometry, turn, (0,) * geometry.dimensions, turned.shape, plan)
 
 
 def preprocess(volume: Volume, plan: Plan) -> tuple[Array, Restoration]:
@@ -345,8 +350,20 @@ def _nonzero_box(data: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(lower), tuple(upper)
 
 
-def _plan_shape(spacing: Sequence[float], shape: Sequence[int], plan: Plan) -> tuple[int, ...]:
-    """Voxels along each axis at the plan's spacing, the field of view kept; pictures without spacing stay as they are."""
-    if plan.unit == "px":
-        return tuple(shape)
-    return tuple(max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, plan.spacing, strict=True))
+def _restoration(
+    geometry: Geometry, turn: Reorientation, lower: tuple[int, ...], upper: tuple[int, ...], plan: Plan
+) -> Restoration:
+    """The way back from the plan's spacing, the field of view kept; pictures without spacing stay as they are."""
+    spacing = turn.apply_to_geometry(geometry).spacing
+    wanted = _wanted_spacing(spacing, plan)
+    shape = tuple(u - low for low, u in zip(lower, upper, strict=True))
+    if plan.unit != "px":
+        shape = tuple(max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, wanted, strict=True))
+    apart = None if plan.conventions is None else plan.conventions.apart(wanted, spacing)
+    return Restoration(geometry, turn, lower, upper, shape, apart)
+
+
+def _wanted_spacing(spacing: Sequence[float], plan: Plan) -> tuple[float, ...]:
+    """The plan's spacing, and the scan's own along axes that are not resampled."""
+    kept = plan.conventions.kept_axes if plan.conventions is not None else ()
+    return tuple(spacing[axis] if axis in kept else wanted for axis, wanted in enumerate(plan.spacing))

@@ -58,7 +58,7 @@ class Stitching:
 
     def __init__(self, plan: Plan, shape: tuple[int, ...], overlap: float) -> None:
         self.plan, self.shape, self.patch = plan, shape, plan.patch_size
-        self.starts = window_starts(shape, plan.patch_size, overlap)
+        self.starts = window_starts(shape, plan.patch_size, overlap, plan.odd_padding)
 
     def shares(self, task: str, region: Array | None) -> list[Share]:
         """The windows that a score is made of.

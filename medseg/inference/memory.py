@@ -103,7 +103,13 @@ def route_within(
     """The route that fits beside what a case takes anyway (``rest``, whose ``sums`` is not looked at), and the whole of it."""
     free = memory.total - memory.resident - replace(rest, sums=0).total
     route = find_route(
-        restoration.lines, plan.patch_size, overlap, channels=len(plan.channels), outputs=outputs, budget=free
+        restoration.lines,
+        plan.patch_size,
+        overlap,
+        channels=len(plan.channels),
+        outputs=outputs,
+        budget=free,
+        odd=plan.odd_padding,
     )
     whole = 4 * len(plan.channels) * math.prod(restoration.shape)
     made = whole * (1 + rest.beside) if memory.makes_whole(plan, restoration.shape) else 0

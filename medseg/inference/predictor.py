@@ -69,15 +69,16 @@ def predict_grid(
         on_window: called with (windows done, all windows) after each batch, for a progress bar.
 
     Returns:
-        Whatever ``task.merger(...).result()`` returns; segmentation: probabilities ``(K, *S)`` float32; detection: boxes.
+        Whatever ``task.merger(...).result()`` returns; segmentation: probabilities (or what the plan's conventions say is
+        averaged) ``(K, *S)`` float32; detection: boxes.
     """
     answers = Answers(runtimes, task, plan.mirror_axes if mirror else ())
-    return _merged(array, plan.patch_size, task, answers, overlap=overlap, batch_size=batch_size, on_window=on_window)
+    return _merged(array, plan, task, answers, overlap=overlap, batch_size=batch_size, on_window=on_window)
 
 
 def _merged(
     array: Array,
-    patch: tuple[int, ...],
+    plan: Plan,
     task: Task,
     answers: Answers,
     *,
@@ -85,8 +86,8 @@ def _merged(
     batch_size: int,
     on_window: Callable[[int, int], None] | None,
 ) -> Any:
-    shape = array.shape[1:]
-    starts = window_starts(shape, patch, overlap)
+    shape, patch = array.shape[1:], plan.patch_size
+    starts = window_starts(shape, patch, overlap, plan.odd_padding)
     merger = task.merger(shape, patch)
     for first in range(0, len(starts), batch_size):
         lowers = starts[first : first + batch_size]
@@ -273,19 +274,22 @@ class Predictor:
         on_window: Callable[[int, int], None] | None,
         scores: bool,
     ) -> tuple[Prediction, Any]:
-        """What the task says of a case, and the merged output where a case is not swept."""
-        patch, restoration, size = self.plan.patch_size, ready.restoration, self._batch_size
+        """What the task says of a case, and the merged output where a case is not swept: of masks, probabilities."""
+        restoration, size = ready.restoration, self._batch_size
         if isinstance(self.task, DenseTask) and self.sweeps(scores):
             rest = self._rest(restoration, ready.scan_bytes, self.memory)
             route, _ = route_within(restoration, self.plan, self._outputs, self._overlap, self.memory, rest)
+            patch = self.plan.patch_size
             mask = sweep(
                 ready.scan, restoration, self.task, answers, route, patch=patch, batch_size=size, on_window=on_window
             )
             return Prediction(case, restoration.scan, self.task.labels, mask=mask), None
         merged = _merged(
-            ready.array(), patch, self.task, answers, overlap=self._overlap, batch_size=size, on_window=on_window
+            ready.array(), self.plan, self.task, answers, overlap=self._overlap, batch_size=size, on_window=on_window
         )
-        return self.task.decode(case, merged, restoration, self.finder.thresholds), merged
+        prediction = self.task.decode(case, merged, restoration, self.finder.thresholds)
+        # A mask is decided by what was averaged; whoever else asks, asks for probabilities.
+        return prediction, self.task.probabilities(merged) if isinstance(self.task, DenseTask) else merged
 
     def _refined(self, prediction: Prediction, merged: Any, restoration: Restoration) -> Prediction:
         """With what a model knows beside its task: classes and boxes, calibration, post-processing."""
@@ -312,7 +316,7 @@ class Outcome:
     """A prediction on the scan's own grid, the merged output on the grid of ``plan``, and the way from one to the other.
 
     Args:
-        merged: None where it was not wanted.
+        merged: of masks probabilities, whatever windows and members were averaged by; None where it was not wanted.
         temperature: makes the probabilities of masks honest; other tasks have their own calibration and do not look at it.
         windows: how many were ``asked`` of the networks, and how many ``spared``, as they hold nothing but air.
     """

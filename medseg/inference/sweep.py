@@ -16,7 +16,6 @@ from medseg.data.preprocess import MaskOnScan, Restoration
 from medseg.data.resampling import Sliced, Slices
 from medseg.inference.answers import Answers
 from medseg.tasks.base import DenseTask
-from medseg.tiling.blending import GaussianBlender
 from medseg.tiling.route import Route, Span, box
 from medseg.tiling.windows import cut_window
 from medseg.volume import Array
@@ -38,7 +37,7 @@ def sweep(
     Args:
         scan: ``(C, *S)`` float32 on the plan's grid, or what makes its parts (`medseg.data.preprocess.PlannedScan`).
         restoration: the way to the scan's own grid.
-        answers: probabilities ``(K, *patch)`` of windows.
+        answers: scores ``(K, *patch)`` of windows.
         route: made for this grid and this ``patch``.
         batch_size: windows that go through a network at once.
         on_window: called with (windows done, all windows) after each batch, for a progress bar.
@@ -49,7 +48,7 @@ def sweep(
     canvas = MaskOnScan(restoration, task.values)
     done = 0
     for tile in route.tiles:
-        strip = _Strip(scan, restoration, task.out_channels, patch, route, tile)
+        strip = _Strip(scan, restoration, task, patch, route, tile)
         for start, windows in itertools.groupby(strip.windows, key=lambda lower: lower[route.axis]):
             strip.paint(canvas, start)
             strip.advance(start)
@@ -71,7 +70,7 @@ class _Strip:
         self,
         scan: Sliced,
         restoration: Restoration,
-        channels: int,
+        task: DenseTask,
         patch: Sequence[int],
         route: Route,
         tile: Sequence[Span],
@@ -82,7 +81,7 @@ class _Strip:
         self._scan = _HeldRows(scan, route.axis, box(tile, "read"))
         held = list(box(tile, "held"))
         held[route.axis] = slice(0, route.rows)
-        self._sums = GaussianBlender(restoration.shape, channels, patch, box=held)
+        self._sums = task.merger(restoration.shape, patch, box=held)
 
     @property
     def windows(self) -> list[tuple[int, ...]]:

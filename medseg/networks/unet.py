@@ -81,6 +81,7 @@ class UNet(nn.Module):
     the finest only.
 
     Args:
+        decoder_blocks: convolutions at each level of the decoder; one number for all, or one a level, finest first.
         finest: level at which the decoder ends; below it an index leads to an empty module, so that a level is an index and
             weights have their names in every U-Net.
         out_channels: of the heads; 0 where there are none.
@@ -95,7 +96,7 @@ class UNet(nn.Module):
         features: Sequence[int],
         strides: Rows,
         kernel_sizes: Rows,
-        decoder_blocks: int,
+        decoder_blocks: int | Sequence[int],
         out_channels: int,
         deep_supervision: bool,
         dropout: float,
@@ -106,6 +107,12 @@ class UNet(nn.Module):
         self.stem = stem
         self.encoder = nn.ModuleList(encoder)
         self.ups, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        levels = len(features) - 1
+        counts = [decoder_blocks] * levels if isinstance(decoder_blocks, int) else list(decoder_blocks)
+        if len(counts) != levels or min(counts) < 1:
+            raise MedsegError(
+                f"network: decoder_blocks: expected one or more for each of {levels} levels, found {decoder_blocks}"
+            )
         for fine in range(len(features) - 1):
             if fine < finest:
                 self.ups.append(nn.Identity())
@@ -119,7 +126,7 @@ class UNet(nn.Module):
                         ConvBlock(
                             dimensions, 2 * width if i == 0 else width, width, kernel_sizes[fine], dropout=dropout
                         )
-                        for i in range(decoder_blocks)
+                        for i in range(counts[fine])
                     )
                 )
             )
@@ -239,7 +246,7 @@ def plain_unet(
     kernel_sizes: Rows,
     blocks: Sequence[int],
     deep_supervision: bool = True,
-    decoder_blocks: int = 2,
+    decoder_blocks: int | Sequence[int] = 2,
     dropout: float = 0.0,
 ) -> UNet:
     """nnU-Net's plain U-Net: ``blocks[s]`` convolutions in encoder stage ``s``, the first of them strided.
@@ -248,7 +255,7 @@ def plain_unet(
         dimensions: 2 or 3.
         features, strides, kernel_sizes, blocks: one entry a stage, as in the Plan.
         deep_supervision: a head at every level of the decoder.
-        decoder_blocks: convolutions at each level of the decoder.
+        decoder_blocks: convolutions at each level of the decoder; one number for all, or one a level, finest first.
         dropout: share of channels dropped after each convolution.
 
     Raises:
@@ -275,7 +282,7 @@ def residual_unet(
     kernel_sizes: Rows,
     blocks: Sequence[int],
     deep_supervision: bool = True,
-    decoder_blocks: int = 1,
+    decoder_blocks: int | Sequence[int] = 1,
     dropout: float = 0.0,
 ) -> UNet:
     """nnU-Net's residual-encoder U-Net: a stem, ``blocks[s]`` residual blocks in encoder stage ``s``, a light decoder.

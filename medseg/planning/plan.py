@@ -18,20 +18,22 @@ import yaml
 from medseg.errors import MedsegError
 from medseg.planning.anchors import BoxPlan
 from medseg.planning.classes import ClassPlan
+from medseg.planning.conventions import Conventions, Side
 from medseg.structures import LabelTable
 from medseg.volume import Unit
 
 FORMAT = 1
-Normalisation = Literal["zscore", "ct", "rescale", "none"]
-_OF_A_TASK = ("boxes", "classes")
+Normalisation = Literal["zscore", "zscore_all", "ct", "rescale", "minmax", "none"]
+_OPTIONAL = ("boxes", "classes", "conventions")
 
 
 @dataclass(frozen=True)
 class Channel:
     """One input channel: how its values are normalised, and how its series is recognised among a patient's.
 
-    ``zscore``: mean and deviation of the case itself (of its non-zero voxels where the plan crops to them). ``ct``: clip to
-    ``low``…``high``, then ``mean`` and ``std`` of the foreground of the training cases. ``rescale``: ``low``…``high`` → 0…1.
+    ``zscore``: mean and deviation of the case itself (of its non-zero voxels where the plan crops to them); ``zscore_all``: of
+    all voxels that are kept, zeros among them. ``ct``: clip to ``low``…``high``, then ``mean`` and ``std`` of the foreground of
+    the training cases. ``rescale``: ``low``…``high`` → 0…1. ``minmax``: the case's own range → 0…1.
     ``match`` is a regular expression over modality and series description, for DICOM input with several channels.
     """
 
@@ -68,6 +70,7 @@ class Plan:
         options: reader choices that change values or grid (SUV, uneven, inversion), so that prediction reads as training did.
         boxes: where a detector looks for lesions; None for other tasks.
         classes: what a classifier needs beside the grid; None for other tasks.
+        conventions: what a model from elsewhere does its own way; None for medseg's.
     """
 
     task: str
@@ -91,6 +94,7 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
     boxes: BoxPlan | None = None
     classes: ClassPlan | None = None
+    conventions: Conventions | None = None
     why: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,6 +121,11 @@ class Plan:
         return len(self.spacing)
 
     @property
+    def odd_padding(self) -> Side:
+        """On which side of a case that is smaller than the patch the odd voxel of padding lies."""
+        return "before" if self.conventions is None else self.conventions.odd_padding
+
+    @property
     def scan_channels(self) -> tuple[Channel, ...]:
         """Those that a scan brings: all but the mask, where a classifier sees it as a channel."""
         drawn = self.classes is not None and self.classes.region is not None and self.classes.region.mask_channel
@@ -138,7 +147,7 @@ class Plan:
             raise MedsegError(f"plan has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
         mine = _to_plain(self)
         plain = mine | {name: _plain(value) for name, value in values.items()}
-        for part in _OF_A_TASK:
+        for part in _OPTIONAL:
             if isinstance(values.get(part), Mapping):  # some of its values
                 plain[part] = {**mine.get(part, {}), **plain[part]}
         return replace(_from_plain(plain), why={**self.why, **dict.fromkeys(values, why)})
@@ -163,6 +172,8 @@ class Plan:
         if self.classes is not None:  # what is called a class changes no pixel
             del chosen["labels"]
             chosen["region"] = plain["classes"]["region"]
+        if self.conventions is not None:
+            chosen["conventions"] = plain["conventions"]
         text = json.dumps(chosen, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -187,8 +198,8 @@ class Plan:
                 f"{origin}: expected a plan of format {FORMAT}, found {found}; make it again with medseg plan"
             )
         entries = {k: v for k, v in body.items() if k != "format"}
-        expected = {f.name for f in fields(cls)} - {"why", *_OF_A_TASK}
-        found = set(entries) - set(_OF_A_TASK)
+        expected = {f.name for f in fields(cls)} - {"why", *_OPTIONAL}
+        found = set(entries) - set(_OPTIONAL)
         if found != expected or not all(isinstance(v, dict) and "value" in v for v in entries.values()):
             odd = sorted(found ^ expected)
             raise MedsegError(f"{origin}: expected {{value, why}} under each of {sorted(expected)}; look at {odd}")
@@ -227,7 +238,7 @@ def _plain(value: Any) -> Any:
             "regions": {name: list(values) for name, values in value.regions.items()},
             "paint": list(value.paint),
         }
-    if isinstance(value, (BoxPlan, ClassPlan)):
+    if isinstance(value, (BoxPlan, ClassPlan, Conventions)):
         return value.to_plain()
     if isinstance(value, Channel):
         return {f.name: getattr(value, f.name) for f in fields(value)}
@@ -239,11 +250,11 @@ def _plain(value: Any) -> Any:
 
 
 def _to_plain(plan: Plan) -> dict[str, Any]:
-    """What YAML holds, without ``why``, and without what other tasks need."""
+    """What YAML holds, without ``why``, and without what only other tasks or models from elsewhere need."""
     return {
         f.name: _plain(getattr(plan, f.name))
         for f in fields(plan)
-        if f.name != "why" and not (f.name in _OF_A_TASK and getattr(plan, f.name) is None)
+        if f.name != "why" and not (f.name in _OPTIONAL and getattr(plan, f.name) is None)
     }
 
 
@@ -276,4 +287,5 @@ def _from_plain(values: Mapping[str, Any]) -> Plan:
         options=dict(v["options"]),
         boxes=None if v.get("boxes") is None else BoxPlan.from_plain(v["boxes"]),
         classes=None if v.get("classes") is None else ClassPlan.from_plain(v["classes"]),
+        conventions=None if v.get("conventions") is None else Conventions.from_plain(v["conventions"]),
     )

@@ -45,7 +45,8 @@ def build_task(spec: Mapping[str, Any], plan: Plan, loss: Callable[..., Any] | N
         shares = () if plan.classes is None else plan.classes.shares
         several = bool(options.get("multilabel", False))
         return ClassificationTask(plan, None if loss is None else loss(multilabel=several, shares=shares), **options)
-    return SegmentationTask(plan.labels, None if loss is None else loss(exclusive=plan.labels.exclusive))
+    chosen = None if loss is None else loss(exclusive=plan.labels.exclusive)
+    return SegmentationTask(plan.labels, chosen, plan.conventions)
 
 
 _TOLD = {"segmentation": "exclusive", "classification": "multilabel"}

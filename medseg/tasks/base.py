@@ -16,6 +16,7 @@ from torch import Tensor
 from medseg.data.preprocess import Restoration
 from medseg.data.store import StoredCase
 from medseg.structures import Boxes, LabelTable, Prediction
+from medseg.tiling.blending import GaussianBlender
 from medseg.volume import Array
 
 Output = Tensor | list[Tensor] | dict[str, Any]
@@ -124,6 +125,14 @@ class DenseTask(Protocol):
 
     def values(self, scores: Array) -> Array:
         """Merged scores ``(K, *block)`` → mask values ``(*block)``."""
+
+    def merger(
+        self, shape: Sequence[int], patch_size: Sequence[int], *, box: Sequence[slice] | None = None
+    ) -> GaussianBlender:
+        """As `Task.merger`; with ``box``, of that part of the grid."""
+
+    def probabilities(self, merged: Array) -> Array:
+        """Merged scores ``(K, *S)`` → probabilities."""
 
 
 def first_level(output: Output) -> Output:

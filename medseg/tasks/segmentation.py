@@ -14,6 +14,7 @@ from medseg.data.preprocess import Restoration, restore_mask
 from medseg.data.store import StoredCase
 from medseg.errors import MedsegError
 from medseg.losses import Loss, dice_ce
+from medseg.planning.conventions import Conventions
 from medseg.structures import LabelTable, Prediction
 from medseg.tasks.base import Batch, Metrics, Output, View, first_level, spatial_mean
 from medseg.tiling.blending import GaussianBlender
@@ -28,13 +29,23 @@ class SegmentationTask:
         loss: how outputs are compared with labels; Dice and cross-entropy unless given.
         components: whether training also chooses how components of the mask become boxes (``boxes=components``); means
             nothing here.
+        conventions: of the plan: what is averaged over mirrorings, folds and windows, and how windows weigh.
     """
 
     name = "segmentation"
 
-    def __init__(self, labels: LabelTable, loss: Loss | None = None, *, components: bool = False) -> None:
+    def __init__(
+        self,
+        labels: LabelTable,
+        loss: Loss | None = None,
+        conventions: Conventions | None = None,
+        *,
+        components: bool = False,
+    ) -> None:
         del components
         self.labels = labels
+        own = conventions or Conventions()
+        self._averaged, self._peak = own.averaged, own.peak
         self._loss = dice_ce(exclusive=labels.exclusive) if loss is None else loss
         highest = max([*labels.names, labels.ignore or 0])
         self._channel_of = torch.zeros(highest + 1, dtype=torch.int64)
@@ -99,15 +110,14 @@ class SegmentationTask:
 
     def activate(self, output: Output) -> Tensor:
         """Logits in evaluation mode ``(B, C, *S)`` → probabilities."""
-        if not isinstance(output, Tensor):
-            raise MedsegError(f"segmentation expects a tensor from the network, found {type(output).__name__}")
-        return torch.softmax(output, 1) if self.labels.exclusive else torch.sigmoid(output)
+        logits = _tensor(output)
+        return torch.softmax(logits, 1) if self.labels.exclusive else torch.sigmoid(logits)
 
     def combine(self, views: Iterable[View]) -> Array:
-        """The mean of their probabilities ``(B, K, *S)``, mirrored back."""
+        """The mean of their probabilities (or logits) ``(B, K, *S)``, mirrored back."""
         total, count = None, 0
         for output, axes in views:
-            scores = self.activate(output)
+            scores = self.activate(output) if self._averaged == "probabilities" else _tensor(output).clone()
             scores = scores.flip(axes) if axes else scores
             total = scores if total is None else total.add_(scores.to(total.device))
             count += 1
@@ -115,8 +125,10 @@ class SegmentationTask:
             raise MedsegError("predict: expected at least one model, found none")
         return (total / count).cpu().numpy()
 
-    def merger(self, shape: Sequence[int], patch_size: Sequence[int]) -> GaussianBlender:
-        return GaussianBlender(shape, self.out_channels, patch_size)
+    def merger(
+        self, shape: Sequence[int], patch_size: Sequence[int], *, box: Sequence[slice] | None = None
+    ) -> GaussianBlender:
+        return GaussianBlender(shape, self.out_channels, patch_size, peak=self._peak, box=box)
 
     def shown(self, merged: Array, case: StoredCase) -> tuple[Array, Array]:
         return case.label((0,) * len(case.shape), case.shape)[0], self.values(merged)
@@ -124,8 +136,14 @@ class SegmentationTask:
     def metrics(self) -> Metrics:
         return _DiceOnGrid(self)
 
+    def probabilities(self, merged: Array) -> Array:
+        """What windows and members were merged to ``(K, *S)`` → probabilities, in float32."""
+        if self._averaged == "probabilities":
+            return merged
+        return self.activate(torch.from_numpy(merged)[None])[0].numpy()
+
     def values(self, scores: Array) -> Array:
-        """Probabilities ``(K, *S)`` → mask values ``(*S)``: the likeliest label, or the regions painted in order."""
+        """Merged scores ``(K, *S)`` → mask values ``(*S)``: the likeliest label, or the regions painted in order."""
         kind = np.uint8 if max(self.labels.names) < 256 else np.uint16
         mask = np.zeros(scores.shape[1:], kind)
         if self.labels.exclusive:
@@ -135,8 +153,9 @@ class SegmentationTask:
                 np.copyto(mask, value, where=score > best)
                 np.maximum(best, score, out=best)
             return mask
+        least = 0.5 if self._averaged == "probabilities" else 0.0
         for value, score in zip(self.labels.paint, scores, strict=True):
-            mask[score > 0.5] = value
+            mask[score > least] = value
         return mask
 
     def decode(self, case: str, merged: Array, restoration: Restoration, thresholds: Mapping[str, float]) -> Prediction:
@@ -152,6 +171,12 @@ class SegmentationTask:
         if not isinstance(level, Tensor):
             raise MedsegError(f"segmentation expects a tensor from the network, found {type(level).__name__}")
         return spatial_mean(level[:, self.labels.outputs.index(target)], region)
+
+
+def _tensor(output: Output) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise MedsegError(f"segmentation expects a tensor from the network, found {type(output).__name__}")
+    return output
 
 
 class _DiceOnGrid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, reduce
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,16 @@ from medseg.volume import Array
 
 
 @lru_cache(maxsize=8)
-def gaussian_weight(patch: tuple[int, ...]) -> Array:
-    """``patch`` float32 weights, 1 in the middle, falling as a Gaussian of σ = an eighth of the window along each axis.
+def gaussian_weight(patch: tuple[int, ...], peak: Literal["middle", "after"] = "middle") -> Array:
+    """``patch`` float32 weights, falling as a Gaussian of σ = an eighth of the window along each axis.
 
+    The top is 1: in the middle, or half a voxel after it where a length is even.
     Isensee et al. 2021 (nnU-Net), "Inference". At the corner of a 3D window it is e⁻²⁴, well inside float32.
     """
     lines = []
     for axis, n in enumerate(patch):
-        line = np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 8)) ** 2)
+        top = (n - 1) / 2 if peak == "middle" else n // 2
+        line = np.exp(-0.5 * ((np.arange(n) - top) / (n / 8)) ** 2)
         lines.append(line.reshape([-1 if a == axis else 1 for a in range(len(patch))]))
     weight = reduce(np.multiply, lines)
     weight = (weight / weight.max()).astype(np.float32)
@@ -40,6 +43,7 @@ class GaussianBlender:
         channels: channels of the outputs.
         patch: the size of every window.
         dtype: in which sums are kept; float32 or wider, as the weights span e²⁴.
+        peak: see `gaussian_weight`.
         box: the part of the grid that is held, a slice an axis; None for all of it.
     """
 
@@ -50,8 +54,10 @@ class GaussianBlender:
         patch: Sequence[int],
         dtype: npt.DTypeLike = np.float32,
         *,
+        peak: Literal["middle", "after"] = "middle",
         box: Sequence[slice] | None = None,
     ) -> None:
+        self._peak: Literal["middle", "after"] = peak
         self.shape = (channels, *shape)
         box = [slice(0, n) for n in shape] if box is None else box
         self._patch = tuple(patch)
@@ -73,7 +79,7 @@ class GaussianBlender:
         here, in_window = overlap_slices(place, self._patch, self._size)
         if any(part.start >= part.stop for part in here):
             return
-        weight = np.float32(1) if self._covers else gaussian_weight(self._patch)[in_window]
+        weight = np.float32(1) if self._covers else gaussian_weight(self._patch, self._peak)[in_window]
         for total, values in zip(self._sum, output, strict=True):  # what is multiplied then stays in the cache
             total[here] += values[in_window] * weight
         self._weight[here] += weight

@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from medseg.data.resampling import Line, Slices
 from medseg.tiling.windows import axis_starts
@@ -81,7 +82,14 @@ class Route:
 
 
 def find_route(
-    lines: Sequence[Line], patch: Sequence[int], overlap: float, *, channels: int, outputs: int, budget: float
+    lines: Sequence[Line],
+    patch: Sequence[int],
+    overlap: float,
+    *,
+    channels: int,
+    outputs: int,
+    budget: float,
+    odd: Literal["before", "after"] = "before",
 ) -> Route:
     """The route with the fewest windows that holds at most ``budget`` bytes; where none does, the one that holds least.
 
@@ -91,8 +99,9 @@ def find_route(
         overlap: what neighbouring windows share at least.
         channels: of the scan.
         outputs: of the network.
+        odd: as for `medseg.tiling.windows.window_starts`.
     """
-    starts = [axis_starts(line.old, size, overlap) for line, size in zip(lines, patch, strict=True)]
+    starts = [axis_starts(line.old, size, overlap, odd) for line, size in zip(lines, patch, strict=True)]
     axis = max(range(len(lines)), key=lambda a: lines[a].old / patch[a])
     rows = min(lines[axis].old, patch[axis] + _HALO)
     distinct = math.prod(map(len, starts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -13,18 +14,21 @@ from medseg.errors import MedsegError
 from medseg.volume import Array
 
 
-def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float = 0.5) -> list[tuple[int, ...]]:
+def window_starts(
+    shape: Sequence[int], patch: Sequence[int], overlap: float = 0.5, odd: Literal["before", "after"] = "before"
+) -> list[tuple[int, ...]]:
     """The first voxel of each window, in the order of memory (last axis fastest).
 
     Windows are spread evenly, the first and the last flush with the border, neighbours sharing at least ``overlap`` of
     their length (less a voxel of rounding). Where the grid is smaller than the window, the only window is centred on
-    it: its start is negative and it reaches beyond the grid on both sides, one voxel more before it where the
-    difference is odd, as training crops do.
+    it: its start is negative and it reaches beyond the grid on both sides, one voxel more on the side ``odd`` where the
+    difference is odd (before it, as training crops do).
 
     Args:
         shape: voxels of the grid along each axis.
         patch: voxels of a window along each axis.
         overlap: share of a window, 0 up to but without 1.
+        odd: on which side of a grid that is smaller than the window the odd voxel lies.
 
     Raises:
         MedsegError: ``overlap`` is out of range, or shape and patch have different numbers of axes.
@@ -37,13 +41,13 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float = 0
         raise MedsegError(
             f"windows {tuple(patch)} do not fit a grid {tuple(shape)}: expected one length ≥ 1 an axis in both"
         )
-    return list(itertools.product(*(axis_starts(n, p, overlap) for n, p in zip(shape, patch, strict=True))))
+    return list(itertools.product(*(axis_starts(n, p, overlap, odd) for n, p in zip(shape, patch, strict=True))))
 
 
-def axis_starts(length: int, window: int, overlap: float) -> list[int]:
+def axis_starts(length: int, window: int, overlap: float, odd: Literal["before", "after"] = "before") -> list[int]:
     """The first voxel of each window along one axis, as `window_starts` says."""
     if length <= window:
-        return [(length - window) // 2]
+        return [(length - window) // 2 if odd == "before" else -((window - length) // 2)]
     steps = math.ceil((length - window) / max(window * (1 - overlap), 1.0) - 1e-9)
     return [round(i * (length - window) / steps) for i in range(steps + 1)]
 

@@ -16,6 +16,7 @@ from medseg.data.preprocess import (
     whole_restoration,
 )
 from medseg.errors import MedsegError
+from medseg.planning.conventions import Conventions
 from medseg.planning.plan import Channel, Plan
 from medseg.structures import LabelTable
 from medseg.volume import Geometry, Reorientation, Volume, resample_array
@@ -403,7 +404,7 @@ def test_whole_numbers_as_stored_give_what_their_floats_give() -> None:
     assert one.tobytes() == two.tobytes()
 
 
-@pytest.mark.parametrize("normalisation", ["ct", "zscore", "rescale", "none"])
+@pytest.mark.parametrize("normalisation", ["ct", "zscore", "zscore_all", "rescale", "minmax", "none"])
 def test_far_from_everything_air_is_one_value_to_the_last_bit(normalisation: Any) -> None:
     values = np.full((1, 60, 20, 20), -1000.0, np.float32)
     values[:, 45:] = np.random.default_rng(0).normal(0, 50, (1, 15, 20, 20))
@@ -418,3 +419,48 @@ def test_a_header_tells_the_way_back_of_a_scan_that_is_kept_whole() -> None:
     turned = Volume(TURNS[7].apply(volume.data), TURNS[7].apply_to_geometry(volume.geometry))
     plan = plan_for((1.1, 0.7, 1.9))
     assert whole_restoration(turned.geometry, plan).to_json() == preprocess(turned, plan)[1].to_json()
+
+
+def test_zeros_count_for_zscore_all_although_they_are_cropped_away_for_zscore() -> None:
+    volume, _ = phantom()
+    data = volume.data.astype(np.float32)
+    line = data[0][np.ix_(*(np.flatnonzero(data[0].any(axis=o)) for o in ((1, 2), (0, 2), (0, 1))))]
+    plan = plan_for(volume.geometry.spacing, (Channel("a", "zscore_all"),), crop="nonzero")
+    found, _ = preprocess(volume, plan)
+    np.testing.assert_allclose(found[0], (line - line.mean()) / line.std(), atol=1e-4)
+    inside, _ = preprocess(volume, plan.changed(channels=(Channel("a", "zscore"),)))
+    assert np.abs(inside - found).max() > 0.1
+
+
+def test_minmax_maps_the_range_of_the_case_to_one() -> None:
+    volume, _ = phantom()
+    found, _ = preprocess(volume, plan_for(volume.geometry.spacing, (Channel("a", "minmax"),)))
+    assert (found.min(), found.max()) == (0, 1)
+
+
+def test_a_coarse_axis_is_resampled_apart_there_and_back() -> None:
+    """The scan has slices of 4 mm: neither image nor scores are mixed along them, whatever the plan's spacing is."""
+    volume, _ = phantom((24, 20, 6), (1.0, 1.0, 4.0))
+    plan = plan_for((1.0, 1.0, 1.0), (Channel("a", "none"),), conventions=Conventions(apart_beyond=3.0))
+    array, restoration = preprocess(volume, plan)
+    assert array.shape == (1, 24, 20, 24)
+    np.testing.assert_allclose(array[0], np.repeat(volume.data[0], 4, axis=2))
+    assert Restoration.from_json(restoration.to_json()).apart == 2
+    scores = np.random.default_rng(0).normal(size=(1, *array.shape[1:])).astype(np.float32)
+    ((_, back),) = restore_scores_blocks(scores, restoration)
+    np.testing.assert_array_equal(back[0], scores[0][:, :, 2::4])
+    mixed, _ = preprocess(volume, plan.changed(conventions=None))
+    assert np.abs(mixed - array).max() > 1
+
+
+def test_kept_axes_are_never_resampled() -> None:
+    volume, _ = phantom((24, 20, 6), (1.0, 1.0, 4.0))
+    array, _ = preprocess(volume, plan_for((2.0, 1.0, 1.0), conventions=Conventions(kept_axes=(2,))))
+    assert array.shape == (1, 12, 20, 6)
+
+
+def test_a_restoration_that_an_older_medseg_stored_is_read() -> None:
+    _, restoration = preprocess(phantom()[0], plan_for())
+    older = restoration.to_json().replace(', "apart": null', "")
+    assert "apart" not in older
+    assert Restoration.from_json(older).apart is None

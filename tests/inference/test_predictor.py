@@ -12,12 +12,14 @@ import torch
 from medseg.errors import MedsegError
 from medseg.inference.predictor import Predictor, predict_grid
 from medseg.inference.runtime import TorchRuntime
+from medseg.planning.conventions import Conventions
 from medseg.planning.plan import Channel
 from medseg.structures import LabelTable
 from medseg.tasks import build_task
 from medseg.volume import Geometry, Reorientation, Volume
-from tests.tiny import POINTWISE, noise, threshold_model, tiny_model, tiny_plan
+from tests.tiny import LABELS, POINTWISE, noise, threshold_model, tiny_model, tiny_plan
 
+REGIONS = LabelTable({1: "edema", 2: "core"}, regions={"whole": (1, 2), "core": (2,)}, paint=(1, 2))
 TURNS = [
     Reorientation(order, flip)
     for order in itertools.permutations(range(3))
@@ -121,8 +123,7 @@ def test_the_prediction_lies_on_the_scans_own_grid_and_finds_what_is_there():
 
 
 def test_regions_that_overlap_are_painted_in_order():
-    labels = LabelTable({1: "edema", 2: "core"}, regions={"whole": (1, 2), "core": (2,)}, paint=(1, 2))
-    model = threshold_model(tiny_plan(labels=labels, channels=(Channel("MRI", "none"),)))
+    model = threshold_model(tiny_plan(labels=REGIONS, channels=(Channel("MRI", "none"),)))
     weights = {"weight": torch.full_like(model.weights["weight"], 50.0), "bias": torch.tensor([0.0, -75.0])}
     values = np.repeat([-1.0, 1.0, 2.0, -2.0], 4)[:, None, None] * np.ones((16, 8, 8))
     scan = Volume(values[None].astype(np.float32), Geometry.from_spacing(values.shape, (1, 1, 1)))
@@ -135,6 +136,35 @@ def test_pictures_are_predicted_as_they_are_stored():
     picture = Volume(np.stack([noise((19, 13), s) for s in range(3)]), Geometry.from_spacing((19, 13), (1, 1), "px"))
     prediction = Predictor([tiny_model(1, plan)]).predict_volume(picture, "a")
     assert prediction.mask.shape == (19, 13)
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["exclusive", "regions"])
+def test_where_logits_are_averaged_an_outcome_still_tells_probabilities(labels):
+    """Of one window and one model, the mean of logits says what the mean of probabilities says."""
+    scan = Volume(noise((7, 8, 6))[None], Geometry.from_spacing((7, 8, 6), (1.0, 1.0, 1.0)))
+    found = []
+    for averaged in ("probabilities", "logits"):
+        plan = tiny_plan(labels=labels, mirror_axes=(), conventions=Conventions(averaged=averaged))
+        model = tiny_model(0, plan)
+        found.append(Predictor([model], runtime={"precision": "float32"}).outcome(scan, "a"))
+    stated, from_logits = (outcome.probabilities() for outcome in found)
+    assert from_logits.min() >= 0 and from_logits.max() <= 1
+    np.testing.assert_allclose(from_logits, stated, atol=1e-5)
+    np.testing.assert_array_equal(found[0].prediction.mask, found[1].prediction.mask)
+
+
+def test_components_of_a_model_that_averages_logits_are_those_of_its_probabilities():
+    values = np.full((16, 16, 16), -1.0, np.float32)
+    values[4:9, 5:9, 6:9] = 3.0
+    scan = Volume(values[None], Geometry.from_spacing(values.shape, (1.0, 1.0, 1.0)))
+    boxes = []
+    for averaged in ("probabilities", "logits"):
+        model = threshold_model(tiny_plan(conventions=Conventions(averaged=averaged)), at=1.0)
+        predictor = Predictor([model], boxes={"from": "components"}, mirror=False, trust=[POINTWISE])
+        boxes.append(predictor.outcome(scan, "a").prediction.boxes)
+    np.testing.assert_allclose(boxes[1].boxes, boxes[0].boxes)
+    np.testing.assert_allclose(boxes[1].scores, boxes[0].scores, atol=1e-4)
+    assert len(boxes[1].boxes) == 1 and 0.5 < boxes[1].scores[0] <= 1
 
 
 def test_postprocessing_of_an_ensemble_is_what_all_members_chose():

@@ -13,6 +13,7 @@ from medseg.inference.memory import Memory
 from medseg.inference.predictor import Predictor, predict_grid
 from medseg.inference.runtime import TorchRuntime
 from medseg.inference.sweep import sweep
+from medseg.planning.conventions import Conventions
 from medseg.planning.plan import Plan
 from medseg.structures import LabelTable
 from medseg.tasks import build_task
@@ -24,6 +25,7 @@ from tests.tiny import noise, tiny_model, tiny_plan
 OVERLAP = 0.5
 MANY = LabelTable({value: f"label {value}" for value in range(1, 12)})
 REGIONS = LabelTable({1: "edema", 2: "core"}, regions={"whole": (1, 2), "core": (2,)}, paint=(1, 2))
+THEIRS = Conventions(averaged="logits", odd_padding="after", peak="after", apart_beyond=3.0)
 TURN = Reorientation((2, 0, 1), (True, False, True))
 CASES: dict[str, tuple[tuple[int, ...], tuple[float, ...], dict[str, Any], Reorientation | None]] = {
     "three labels at native spacing": ((21, 17, 30), (1.0, 1.0, 1.0), {}, None),
@@ -33,6 +35,10 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[float, ...], dict[str, Any], Reori
     "cropped to what is not zero": ((26, 22, 20), (1.2, 0.9, 1.0), {"crop": "nonzero"}, TURN),
     "smaller than a window": ((6, 7, 5), (1.0, 1.0, 1.0), {}, None),
     "smaller along one axis, coarser": ((5, 19, 12), (2.0, 1.0, 1.4), {}, None),
+    "smaller than a window, as nnU-Net does it": ((9, 7, 5), (1.0, 1.0, 1.0), {"conventions": THEIRS}, None),
+    "slices apart, as nnU-Net does it": ((25, 21, 7), (0.9, 1.1, 4.0), {"conventions": THEIRS, "labels": MANY}, None),
+    "logits of regions": ((23, 21, 18), (0.9, 1.1, 1.3), {"conventions": THEIRS, "labels": REGIONS}, TURN),
+    "slices as they are": ((20, 19, 13), (0.8, 0.8, 3.0), {"conventions": Conventions(kept_axes=(2,))}, TURN),
     "windows of unequal sides": ((20, 31, 9), (1.0, 1.1, 1.0), {"patch_size": (8, 12, 4)}, None),
 }
 
@@ -54,7 +60,9 @@ def swept(scan: Volume, plan: Plan, budget: float, *, whole: bool = False, batch
     planned = PlannedScan(scan, plan)
     answers = Answers([TorchRuntime(model.network_module(), device="cpu", precision="float32")], task, ())
     lines, outputs = planned.restoration.lines, len(plan.labels.outputs)
-    route = find_route(lines, plan.patch_size, OVERLAP, channels=1, outputs=outputs, budget=budget)
+    route = find_route(
+        lines, plan.patch_size, OVERLAP, channels=1, outputs=outputs, budget=budget, odd=plan.odd_padding
+    )
     source = planned.whole() if whole else planned
     mask = sweep(source, planned.restoration, task, answers, route, patch=plan.patch_size, batch_size=batch_size)
     assert answers.asked + answers.spared == route.windows
@@ -118,7 +126,7 @@ def test_what_is_held_is_what_the_route_says(monkeypatch: pytest.MonkeyPatch) ->
             held.append(self._sum.nbytes + self._weight.nbytes)
 
     make = PlannedScan.__getitem__
-    monkeypatch.setattr("medseg.inference.sweep.GaussianBlender", Watched)
+    monkeypatch.setattr("medseg.tasks.segmentation.GaussianBlender", Watched)
     monkeypatch.setattr(PlannedScan, "__getitem__", lambda s, w: read.append(make(s, w).nbytes) or make(s, w))
     scan, plan = scan_and_plan("twelve labels, anisotropic")
     _, route = swept(scan, plan, 0)
@@ -164,6 +172,18 @@ def test_a_predictor_with_little_memory_says_the_same() -> None:
     predictor.memory = Memory(total=0, resident=0, given=True)
     assert not isinstance(predictor.prepare(scan).scan, np.ndarray)
     assert (predictor.predict_volume(scan, "a").mask == expected).mean() >= 0.9999
+
+
+def test_a_predictor_sweeps_by_the_conventions_of_the_plan() -> None:
+    """Odd padding, the peak of the weights, slices apart and what is averaged: all of them the same where a case is swept."""
+    for case in ("smaller than a window, as nnU-Net does it", "slices apart, as nnU-Net does it"):
+        scan, plan = scan_and_plan(case)
+        predictor = Predictor([tiny_model(2, plan)], mirror=False, runtime={"device": "cpu", "precision": "float32"})
+        predictor.memory = Memory(total=0, resident=0, given=True)
+        found = predictor.predict_volume(scan, "a").mask
+        assert (found == unbounded(scan, plan)).mean() >= 0.9999
+        own = unbounded(scan, plan.changed(conventions=Conventions(averaged="logits")))
+        assert (found == own).mean() < 0.999
 
 
 def test_a_mask_may_be_painted_in_any_order() -> None:

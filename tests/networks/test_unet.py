@@ -165,3 +165,16 @@ def test_a_network_that_is_bfloat16_itself_predicts(builder: Any, dimensions: in
 def test_numbers_that_do_not_fit_are_named(builder: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(MedsegError, match=message):
         builder(**numbers(**changes))
+
+
+def test_levels_of_the_decoder_may_have_their_own_number_of_convolutions():
+    sizes = {
+        "features": (4, 6, 8),
+        "strides": [[1, 1], [2, 2], [2, 2]],
+        "kernel_sizes": [[3, 3]] * 3,
+        "blocks": (1, 1, 1),
+    }
+    network = plain_unet(dimensions=2, in_channels=1, out_channels=2, decoder_blocks=[1, 3], **sizes)
+    assert [len(level) for level in network.decoder] == [1, 3]
+    with pytest.raises(MedsegError, match="decoder_blocks"):
+        plain_unet(dimensions=2, in_channels=1, out_channels=2, decoder_blocks=[1], **sizes)

@@ -65,7 +65,7 @@ def test_hippocampus_is_planned_as_nnunet_plans_it() -> None:
 def test_every_value_carries_a_reason_and_survives_the_file() -> None:
     for fingerprint in (HIPPOCAMPUS, LARGE):
         plan = plan_for(fingerprint)
-        assert set(plan.why) == {f.name for f in fields(Plan)} - {"why", "boxes", "classes"}
+        assert set(plan.why) == {f.name for f in fields(Plan)} - {"why", "boxes", "classes", "conventions"}
         assert Plan.from_yaml(plan.to_yaml()) == plan
         assert plan_for(fingerprint).to_yaml() == plan.to_yaml()
 

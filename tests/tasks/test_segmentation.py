@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from medseg.errors import MedsegError
+from medseg.planning.conventions import Conventions
 from medseg.structures import LabelTable
 from medseg.tasks import build_task
 from medseg.tasks.segmentation import SegmentationTask
@@ -137,3 +138,27 @@ def test_a_task_names_its_options():
 def test_a_crop_without_mask_cannot_be_learnt_from():
     with pytest.raises(MedsegError, match=r"case 'a': has no label"):
         SegmentationTask(EXCLUSIVE).target(SimpleNamespace(id="a"), None, (4, 4), lambda boxes: boxes)
+
+
+def test_logits_are_averaged_where_the_plan_says_so():
+    """A very sure view outweighs two others among logits, and does not among probabilities."""
+    views = [torch.zeros(1, 3, 1, 1, 1) for _ in range(3)]
+    views[0][0, 1], views[1][0, 2], views[2][0, 2] = 10.0, 2.0, 2.0
+    conventions = Conventions(averaged="logits")
+    by_logits = build_task({"name": "segmentation"}, tiny_plan(conventions=conventions))
+    by_probability = build_task({"name": "segmentation"}, tiny_plan())
+    first = views[0].clone()
+    merged = by_logits.combine((view, ()) for view in views)[0]
+    assert torch.equal(views[0], first), "a network's answer belongs to the network"
+    assert merged[:, 0, 0, 0].tolist() == pytest.approx([0, 10 / 3, 4 / 3])
+    assert by_logits.values(merged).item() == 1
+    assert by_probability.values(by_probability.combine((view, ()) for view in views)[0]).item() == 3
+    stated = by_logits.probabilities(merged)
+    assert stated.sum(0).item() == pytest.approx(1)
+    assert stated[:, 0, 0, 0].tolist() == pytest.approx(torch.softmax(torch.tensor([0, 10 / 3, 4 / 3]), 0).tolist())
+
+
+def test_logits_of_regions_are_painted_above_zero():
+    task = SegmentationTask(REGIONS, conventions=Conventions(averaged="logits"))
+    scores = np.array([[0.3, 0.3, -0.1], [-0.2, 0.1, 0.4]], np.float32)[:, :, None]
+    assert task.values(scores)[:, 0].tolist() == [1, 2, 2]

@@ -88,3 +88,10 @@ def test_rows_that_roll_along_hold_what_the_whole_holds(axis):
             seen = lower[axis]
             rolling.roll(axis, seen)
         rolling.add(outputs[lower], lower)
+
+
+def test_the_peak_may_lie_half_a_voxel_after_the_middle():
+    """nnU-Net's Gaussian has its top on voxel n // 2; for odd lengths both are the same."""
+    assert gaussian_weight((8,), "after").argmax() == 4
+    np.testing.assert_allclose(gaussian_weight((8,), "after")[1:], gaussian_weight((8,), "after")[:0:-1])
+    np.testing.assert_array_equal(gaussian_weight((7,), "after"), gaussian_weight((7,)))

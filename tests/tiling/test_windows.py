@@ -64,3 +64,8 @@ def test_an_impossible_overlap_is_named(overlap):
 def test_a_window_with_other_axes_than_the_grid_is_refused():
     with pytest.raises(MedsegError, match="do not fit"):
         window_starts((10, 10), (4,))
+
+
+def test_the_odd_voxel_of_padding_lies_where_it_is_wanted():
+    assert window_starts((5, 6), (8, 8)) == [(-2, -1)]
+    assert window_starts((5, 6), (8, 8), odd="after") == [(-1, -1)]

@@ -1,0 +1,71 @@
+"""``medseg import`` and ``medseg convert``: folders appear whole, and only a model is ever replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medseg.cli import main
+from medseg.commands.convert import convert
+from medseg.commands.import_model import import_model
+from medseg.errors import MedsegError
+from medseg.model import load_members, save_model
+from tests.interop.nnunet_folder import write_folder
+from tests.tiny import noise, tiny_model, write_nifti
+
+
+def test_an_imported_model_predicts_from_the_command_line(tmp_path: Path) -> None:
+    write_folder(tmp_path / "nnunet", mirror=[0, 1, 2])
+    write_nifti(tmp_path / "scans" / "a_0000.nii.gz", noise((14, 11, 7)))
+    assert main(["import", "from=nnunet", f"source={tmp_path / 'nnunet'}", f"output={tmp_path / 'model'}"]) == 0
+    command = ["predict", f"model={tmp_path / 'model'}", f"input={tmp_path / 'scans'}", f"output={tmp_path / 'out'}"]
+    assert main([*command, "report=false", "overlays=false", "save_probabilities=true"]) == 0
+    (mask,) = (tmp_path / "out").rglob("mask.nii.gz")
+    values = np.asarray(nib.load(mask).dataobj)
+    assert values.shape == (14, 11, 7)
+    assert set(np.unique(values)) <= {0, 1, 2}
+
+
+def test_several_folds_become_an_ensemble_and_one_a_model(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "nnunet", folds=(0, 1))
+    import_model(kind="nnunet", source=source, output=tmp_path / "both")
+    assert len(load_members(tmp_path / "both")) == 2
+    import_model(kind="nnunet", source=source, output=tmp_path / "one", folds=[1])
+    assert load_members(tmp_path / "one")[0].training["fold"] == 1
+
+
+def test_only_a_model_is_replaced(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "nnunet")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("text")
+    for overwrite in (False, True):
+        with pytest.raises(MedsegError, match="output"):
+            import_model(kind="nnunet", source=source, output=tmp_path / "mine", overwrite=overwrite)
+    save_model(tiny_model(), tmp_path / "model")
+    with pytest.raises(MedsegError, match="overwrite=true"):
+        import_model(kind="nnunet", source=source, output=tmp_path / "model")
+    import_model(kind="nnunet", source=source, output=tmp_path / "model", overwrite=True)
+    assert load_members(tmp_path / "model")[0].training["made_by"] == "nnU-Net"
+    assert (tmp_path / "mine" / "thesis.txt").is_file()
+
+
+def test_nothing_is_left_where_an_import_fails(tmp_path: Path) -> None:
+    with pytest.raises(MedsegError):
+        import_model(kind="nnunet", source=tmp_path / "nowhere", output=tmp_path / "model")
+    with pytest.raises(MedsegError, match="from=keras"):
+        import_model(kind="keras", source=tmp_path, output=tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_converted_and_an_unknown_format_leaves_nothing(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "model")
+    with pytest.raises(MedsegError, match="to=keras; expected one of bundle"):
+        convert(model=tmp_path / "model", output=tmp_path / "out", to="keras")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    convert(model=tmp_path / "model", output=tmp_path / "out", to="bundle")
+    assert (tmp_path / "out" / "configs" / "inference.json").is_file()
+    with pytest.raises(MedsegError, match="exists already"):
+        convert(model=tmp_path / "model", output=tmp_path / "out", to="bundle")
