@@ -185,6 +185,14 @@ def _explain(config: Config) -> Callable[[], Any]:
     )
 
 
+def _convert(config: Config) -> Callable[[], Any]:
+    from medseg.commands.convert import convert
+
+    names = ("to", "batch_size", "overwrite", "trust")
+    options = {name: config[name] for name in names}
+    return functools.partial(convert, model=_path(config["model"]), output=_path(config["output"]), **options)
+
+
 def _audit(config: Config) -> Callable[[], Any]:
     from medseg.commands.audit import audit
 
@@ -213,11 +221,11 @@ def _demo(config: Config) -> Callable[[], Any]:
 
 _RUNS = {
     "check": _check, "plan": _plan, "train": _train, "evaluate": _evaluate, "predict": _predict, "explain": _explain,
-    "audit": _audit, "report": _report, "demo": _demo,
+    "audit": _audit, "report": _report, "demo": _demo, "convert": _convert,
 }  # fmt: skip
 _WRITES_TO = {
     "plan": ("out",), "evaluate": ("out",), "predict": ("output",), "explain": ("output",),
-    "audit": ("out", "evaluation"), "report": ("out", "folder"), "demo": ("folder",),
+    "audit": ("out", "evaluation"), "report": ("out", "folder"), "demo": ("folder",), "convert": ("output",),
 }  # fmt: skip
 """Verb → the options that name what it writes, of which the first that is given counts."""
 _LOGGER_PACKAGES = ("mlflow", "wandb")  # extras of medseg

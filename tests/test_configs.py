@@ -18,7 +18,7 @@ import torch
 from medseg import config, runs, targets
 from medseg.commands.plan import PLANNER
 from medseg.errors import MedsegError
-from medseg.inference.runtime import TorchRuntime
+from medseg.inference.runtimes import RuntimeOptions
 from medseg.losses_boxes import Truth
 from medseg.networks import BUILDERS, build_network
 from medseg.planning.classes import ClassPlan
@@ -49,6 +49,7 @@ NEEDED = {
     "audit": ["evaluation=e", "columns=[site]"],
     "report": ["folder=f"],
     "demo": [],
+    "convert": ["model=m", "to=onnx", "output=o"],
 }
 
 
@@ -180,7 +181,7 @@ def test_a_logger_takes_its_options(option: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", of("runtime"))
 def test_a_runtime_is_built_as_its_file_says(option: str) -> None:
-    TorchRuntime(torch.nn.Identity(), **composed("runtime", option, "predict")["runtime"])
+    assert RuntimeOptions.from_mapping(composed("runtime", option, "predict")["runtime"]).name == option
 
 
 @pytest.mark.parametrize("option", of("task"))

@@ -21,6 +21,7 @@ from medseg.commands.case_work import CaseWork, Wanted
 from medseg.commands.failures import Failures
 from medseg.commands.heat_maps import HeatMaps, Saliency, heat_maps_of
 from medseg.commands.report import report as write_report
+from medseg.commands.runtime_choice import RuntimeChoice
 from medseg.data.regions import read_planned
 from medseg.errors import MedsegError, all_at_once
 from medseg.export.case_folder import holds_only_results, remove_remains
@@ -87,7 +88,8 @@ def predict(
         report: whether slices of each scan are kept for ``report.html``, which is then written at the end.
         overwrite: whether results in ``output`` are replaced, whatever made them.
         workers: scans that are read ahead while one is predicted, each in memory.
-        runtime: options of `medseg.inference.runtime.TorchRuntime`.
+        runtime: values of `medseg.inference.runtimes.RuntimeOptions`; what ``auto`` chose stands in the manifest, and is kept
+            when the run goes on.
         trust: targets of networks that are not built in.
         select: which volumes are taken (`medseg.scans.select.Selection`); None for all.
         export: ``{"dicom": True}`` writes DICOM objects beside the mask; its other values are those of
@@ -146,6 +148,7 @@ def predict(
     _check_folders({case.id: work.folder(case) for case in cases})
     with full_disk_is_said(output):
         _open_output(output, manifest, overwrite)
+        runtimes = RuntimeChoice(predictors, manifest)
         with manifest.saving():
             for name, record in unread.items():
                 manifest.record(name, record)
@@ -153,7 +156,8 @@ def predict(
             if len(todo) < len(cases):
                 logger.info("%d of %d cases are done already", len(cases) - len(todo), len(cases))
             with tqdm(total=len(cases), initial=len(cases) - len(todo), unit="case", disable=not progress) as bar:
-                for case, read in read_ahead(todo, lambda case: read_planned(case, plan), workers):
+                for number, (case, read) in enumerate(read_ahead(todo, lambda case: read_planned(case, plan), workers)):
+                    runtimes.settle(read.volume, len(todo) - number)
                     manifest.record(case.id, work.do(case, read, _window_progress(bar, case.id)))
                     bar.update()
         write_predictions(manifest.cases, output)
@@ -291,7 +295,7 @@ def _manifest(output: Path, predictors: Mapping[str, Predictor], options: Mappin
         models={name: {"sha256": p.sha256, "members": list(p.members)} for name, p in predictors.items()},
         options=options,
         labels=labels.names,
-        versions={**current_versions(), **next(iter(predictors.values())).runtime_description()},
+        versions=current_versions(),
     )
 
 
