@@ -6,7 +6,8 @@ The network is a planned U-Net of random weights or, with ``--model``, a trained
 turn and several times; the median counts. Ratios are to PyTorch in float32, not compiled. The share is what the network's
 floating-point operations (torch.utils.flop_counter, two a multiplication and addition) reach a second, of the best bf16 matrix
 product that PyTorch reaches on the same threads, n of 1024 to 8192: the network alone, with no reading, mirroring or blending.
-The last column is how far the answer lies from float32, as a share of its root mean square.
+The last column is how far the answer lies from float32, as a share of its root mean square; with ``--scans`` (and ``--model``
+of a segmentation) the least Dice of any label of any scan with the mask of float32, on the scan's own grid, without mirroring.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from medseg.data.preprocess import preprocess
+from medseg.data.regions import read_planned
 from medseg.errors import MedsegError
 from medseg.inference.auto_runtime import difference
+from medseg.inference.predictor import predict_grid
 from medseg.inference.runtime import Runtime, fast_bf16, find_device
 from medseg.inference.runtimes import RuntimeOptions, build_runtime, candidates, versions_of_runtimes
 from medseg.interop.graph import example_of
 from medseg.model import Model, load_members
+from medseg.scans.layouts import input_cases
+from medseg.tasks import build_task
 from scripts.benchmarks.explain_cost import model_of
 from scripts.benchmarks.preprocess_vs_nnunet import machine
 
@@ -43,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patch", type=_numbers, default=(96, 96, 96), help="of a window, without --model")
     parser.add_argument("--model", type=Path, help="a model, run or experiment folder, whose first member is measured")
+    parser.add_argument("--scans", type=Path, help="a file or folder of scans for --model, whose masks are compared")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("-n", "--repeats", type=int, default=5)
@@ -56,7 +63,10 @@ def main() -> None:
     example = example_of(len(plan.channels), plan.patch_size, arguments.batch_size)
     flops = flops_of(model, example) / arguments.batch_size
     best, products = best_product(device, [n for n in SIZES if n <= arguments.largest])
-    found, left_out = timed(model, example, str(device), arguments.repeats)
+    runtimes, found, left_out = timed(model, example, str(device), arguments.repeats)
+    if arguments.scans:
+        for name, dice in agreement(model, runtimes, arguments.scans, arguments.batch_size).items():
+            found[name]["least_dice"] = dice
     rows = {name: {**row, **shares(row, found[REFERENCE], flops, best)} for name, row in found.items()}
     sys.stdout.write(table(rows, left_out) + "\n")
     sys.stdout.write(f"{flops / 1e9:.1f} GFLOP a window; best bf16 matrix product {best / 1e9:.0f} GFLOP/s\n")
@@ -106,8 +116,8 @@ def least(work: Callable[[], Any], device: torch.device, seconds: float = 2.0) -
 
 def timed(
     model: Model, example: torch.Tensor, device: str, repeats: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """What is known of each runtime, and why others are left out."""
+) -> tuple[dict[str, Runtime], dict[str, dict[str, Any]], dict[str, str]]:
+    """The runtimes, what is known of each, and why others are left out."""
     runtimes: dict[str, Runtime] = {}
     rows: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
@@ -136,7 +146,25 @@ def timed(
             runtime(example)
             _wait(runtime.device)
             rows[name]["window_s"].append((time.perf_counter() - started) / len(example))
-    return rows, left_out
+    return runtimes, rows, left_out
+
+
+def agreement(model: Model, runtimes: dict[str, Runtime], scans: Path, batch_size: int) -> dict[str, float]:
+    """The least Dice of any label of any scan with the mask of the reference; 1 where neither has the label."""
+    task, plan = build_task(model.task, model.plan), model.plan
+    least_dice = dict.fromkeys(runtimes, 1.0)
+    for case in input_cases(scans, plan)[0]:
+        array, restoration = preprocess(read_planned(case, plan), plan)
+        masks = {}
+        for name, runtime in runtimes.items():
+            merged = predict_grid([runtime], array, plan, task, mirror=False, batch_size=batch_size)
+            masks[name] = task.decode(case.id, merged, restoration, {}).mask
+        for name, mask in masks.items():
+            for value in plan.labels.names:
+                a, b = mask == value, masks[REFERENCE] == value
+                if a.any() or b.any():
+                    least_dice[name] = min(least_dice[name], float(2 * (a & b).sum() / (a.sum() + b.sum())))
+    return least_dice
 
 
 def shares(row: dict[str, Any], reference: dict[str, Any], flops: float, best: float) -> dict[str, float]:
@@ -151,13 +179,13 @@ def shares(row: dict[str, Any], reference: dict[str, Any], flops: float, best: f
 
 def table(rows: dict[str, dict[str, Any]], left_out: dict[str, str]) -> str:
     lines = [
-        "| runtime | set-up, s | s a window | × torch float32 | share of the matrix product | difference |",
-        "|---|---|---|---|---|---|",
+        "| runtime | set-up, s | s a window | × torch float32 | share of the matrix product | difference | least Dice |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         lines.append(
             f"| {name} | {row['setup_s']:.1f} | {row['median_s']:.4f} | {row['times_as_fast']:.2f} | {row['share']:.0%} | "
-            f"{row['difference']:.1e} |"
+            f"{row['difference']:.1e} | {row.get('least_dice', float('nan')):.5f} |"
         )
     return "\n".join([*lines, *(f"{name}: left out, {why}" for name, why in left_out.items())])
 
