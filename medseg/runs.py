@@ -220,13 +220,9 @@ def _import(config: Config) -> Callable[[], Any]:
 def _convert(config: Config) -> Callable[[], Any]:
     from medseg.commands.convert import convert
 
-    return functools.partial(
-        convert,
-        model=_path(config["model"]),
-        output=_path(config["output"]),
-        to=str(config["to"]),
-        trust=config["trust"],
-    )
+    names = ("to", "batch_size", "overwrite", "trust")
+    options = {name: config[name] for name in names}
+    return functools.partial(convert, model=_path(config["model"]), output=_path(config["output"]), **options)
 
 
 def _demo(config: Config) -> Callable[[], Any]:

@@ -18,7 +18,7 @@ import torch
 from medseg import config, runs, targets
 from medseg.commands.plan import PLANNER
 from medseg.errors import MedsegError
-from medseg.inference.runtime import TorchRuntime
+from medseg.inference.runtimes import RuntimeOptions
 from medseg.losses_boxes import Truth
 from medseg.networks import BUILDERS, build_network
 from medseg.planning.classes import ClassPlan
@@ -50,7 +50,7 @@ NEEDED = {
     "report": ["folder=f"],
     "demo": [],
     "import": ["source=a", "output=b"],
-    "convert": ["model=a", "to=bundle", "output=b"],
+    "convert": ["model=m", "to=onnx", "output=o"],
 }
 
 
@@ -184,7 +184,7 @@ def test_a_logger_takes_its_options(option: str, tmp_path: Path) -> None:
 def test_a_runtime_is_built_as_its_file_says(option: str) -> None:
     options = dict(composed("runtime", option, "predict")["runtime"])
     assert options.pop("memory_gb") is None  # of the whole command, not of a network
-    TorchRuntime(torch.nn.Identity(), **options)
+    assert RuntimeOptions.from_mapping(options).name == option
 
 
 @pytest.mark.parametrize("option", of("task"))

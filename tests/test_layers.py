@@ -40,6 +40,7 @@ CONFINED = {
     "captum": {"explain"},
     "openvino": {"inference", "interop"},
     "onnx": {"inference", "interop"},
+    "onnxruntime": {"inference", "interop"},
 }
 LIGHT = {"errors", "files", "targets", "volume", "structures", "scans", "planning", "runs", "config", "cli"}
 HEAVY = {"torch", "monai", "lightning", "sklearn", "pandas"}

@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from medseg.commands.evaluation_parts import Part
+from medseg.commands.runtime_choice import RuntimeChoice
 from medseg.commands.scoring import Key, Scoring, without_paths
 from medseg.data.regions import read_planned
 from medseg.errors import MachineError, MedsegError
@@ -98,11 +99,13 @@ def _predict(
     todo = [case for case in part.cases if not _is_done(case, manifest, scoring)]
     if len(todo) < len(part.cases):
         logger.info("%d of %d cases are predicted already", len(part.cases) - len(todo), len(part.cases))
+    runtimes = RuntimeChoice({str(part.fold): predictor}, manifest)
     with manifest.saving():
-        for case in tqdm(todo, desc="predicting", unit="case", disable=not progress):
+        for number, case in enumerate(tqdm(todo, desc="predicting", unit="case", disable=not progress)):
             try:
                 key = scoring.key(case)
                 volume = read_planned(case, predictor.plan)
+                runtimes.settle(volume.geometry, len(todo) - number)
                 outcome = predictor.outcome(volume, case.id)
                 with whole_folder(folder / case_id(case.id)) as place:
                     scoring.write_prediction(outcome, case, place)

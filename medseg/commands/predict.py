@@ -22,6 +22,7 @@ from medseg.commands.failures import Failures
 from medseg.commands.foresight import foresee
 from medseg.commands.heat_maps import HeatMaps, Saliency, heat_maps_of
 from medseg.commands.report import report as write_report
+from medseg.commands.runtime_choice import RuntimeChoice
 from medseg.errors import MedsegError, all_at_once
 from medseg.export.case_folder import holds_only_results, remove_remains
 from medseg.export.dicom import DicomExport, check_dicom, export_dicom
@@ -88,8 +89,9 @@ def predict(
         report: whether slices of each scan are kept for ``report.html``, which is then written at the end.
         overwrite: whether results in ``output`` are replaced, whatever made them.
         workers: scans that are read ahead while one is predicted, each in memory.
-        runtime: options of `medseg.inference.runtime.TorchRuntime`, and ``memory_gb``: what the process may take of the main
-            memory, None for what is free. What the largest case will take is said before the run.
+        runtime: values of `medseg.inference.runtimes.RuntimeOptions`; what ``auto`` chose stands in the manifest, and is kept
+            when the run goes on. And ``memory_gb``: what the process may take of the main memory, None for what is free. What
+            the largest case will take is said before the run.
         trust: targets of networks that are not built in.
         select: which volumes are taken (`medseg.scans.select.Selection`); None for all.
         export: ``{"dicom": True}`` writes DICOM objects beside the mask; its other values are those of
@@ -155,6 +157,7 @@ def predict(
     overlapped = memory.beside > 0
     with full_disk_is_said(output):
         _open_output(output, manifest, overwrite)
+        runtimes = RuntimeChoice(predictors, manifest)
         with manifest.saving():
             for name, record in unread.items():
                 manifest.record(name, record)
@@ -167,7 +170,7 @@ def predict(
                     manifest.record(*done)
                     bar.update()
 
-                jobs = _jobs(work, todo, workers if overlapped else 0, bar)
+                jobs = _jobs(work, todo, runtimes, workers if overlapped else 0, bar)
                 # Explaining runs the network again, which would then be in use twice.
                 finish_behind(jobs, note, behind=overlapped and maps is None)
         _say_spared([manifest.cases[case.id] for case in todo])
@@ -179,9 +182,13 @@ def predict(
     return output
 
 
-def _jobs(work: CaseWork, todo: Sequence[Case], ahead: int, bar: tqdm) -> Iterator[Callable[[], tuple[str, Record]]]:
+def _jobs(
+    work: CaseWork, todo: Sequence[Case], runtimes: RuntimeChoice, ahead: int, bar: tqdm
+) -> Iterator[Callable[[], tuple[str, Record]]]:
     """What is left to do of each case when it is predicted; no scan is held here while the next is waited for."""
-    for case, read in read_ahead(todo, work.read, ahead):
+    for number, (case, read) in enumerate(read_ahead(todo, work.read, ahead)):
+        if read.value is not None:
+            runtimes.settle(read.value.volume.geometry, len(todo) - number)
         job = work.predict(case, read, _window_progress(bar, case.id))
         del read
         yield job
@@ -322,7 +329,7 @@ def _manifest(output: Path, predictors: Mapping[str, Predictor], options: Mappin
         models={name: {"sha256": p.sha256, "members": list(p.members)} for name, p in predictors.items()},
         options=options,
         labels=labels.names,
-        versions={**current_versions(), **next(iter(predictors.values())).runtime_description()},
+        versions=current_versions(),
     )
 
 

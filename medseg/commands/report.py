@@ -105,4 +105,5 @@ def _details(
 
 def _made(results: Results) -> dict[str, Any]:
     """With what a result folder was made; no path stands in it."""
-    return {"group": results.group, **{name: results.manifest.get(name) for name in ("models", "options", "versions")}}
+    names = ("models", "options", "runtimes", "versions")
+    return {"group": results.group, **{name: results.manifest.get(name) for name in names}}

@@ -59,6 +59,8 @@ class Manifest:
         options: whatever else the results depend on.
         labels: mask value → name.
         versions: of the libraries.
+
+    ``runtimes`` says by name of the model what ran it; it may change while results are made, and no result is refused for it.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Manifest:
             "options": dict(options),
             "labels": {str(value): name for value, name in labels.items()},
         }
+        self.runtimes: dict[str, dict[str, str]] = {}
         self._saved_at = -math.inf
 
     def resume(self) -> None:
@@ -99,6 +102,7 @@ class Manifest:
                 "Choose another output, or say overwrite=true to replace them"
             )
         self.cases = {case: record for case, record in records(body).items() if record.status == "done"}
+        self.runtimes = dict(body.get("runtimes", {}))
 
     def record(self, case: str, record: Record) -> None:
         """Note a case; written to disk at once or, where many are short, within some seconds and by `saving`."""
@@ -109,7 +113,8 @@ class Manifest:
     def save(self) -> None:
         """Write ``manifest.json``: whole or not at all."""
         cases = {case: _compact(record) for case, record in sorted(self.cases.items())}
-        text = json.dumps({**self._head, "cases": cases}, indent=1, ensure_ascii=False, allow_nan=False)
+        body = {**self._head, "runtimes": self.runtimes, "cases": cases}
+        text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
         write_text(self.path, text + "\n")
         self._saved_at = time.monotonic()
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medseg.data.lesions import restore_boxes
-from medseg.data.preprocess import PlannedScan, Restoration
+from medseg.data.preprocess import PlannedScan, Restoration, whole_restoration
 from medseg.data.regions import read_planned
 from medseg.data.resampling import Sliced
 from medseg.errors import MachineError, MedsegError
@@ -25,11 +25,13 @@ from medseg.evaluation.mask_calibration import calibrated_mask
 from medseg.evaluation.postprocess import apply_postprocessing
 from medseg.evaluation.working_point import mean_point
 from medseg.inference.answers import Answers
+from medseg.inference.auto_runtime import settle
 from medseg.inference.boxes import BoxFinder, BoxOptions
 from medseg.inference.classes import ClassReader
 from medseg.inference.components import components
 from medseg.inference.memory import Burden, Memory, network_bytes, route_within
-from medseg.inference.runtime import Runtime, TorchRuntime
+from medseg.inference.runtime import Runtime
+from medseg.inference.runtimes import RuntimeOptions, build_runtime
 from medseg.inference.sweep import sweep
 from medseg.model import Model
 from medseg.planning.plan import Plan
@@ -37,7 +39,7 @@ from medseg.structures import Case, Prediction
 from medseg.tasks import build_task
 from medseg.tasks.base import DenseTask
 from medseg.tiling.windows import cut_window, window_starts
-from medseg.volume import Array, Volume
+from medseg.volume import Array, Geometry, Volume
 
 if TYPE_CHECKING:
     from medseg.tasks.base import Task
@@ -122,7 +124,7 @@ class Predictor:
 
     Args:
         models: the members; a single model is a list of one.
-        runtime: options of `TorchRuntime` (``device``, ``precision``, ``compile``).
+        runtime: values of `medseg.inference.runtimes.RuntimeOptions`; ``auto`` is plain PyTorch until `settle_runtime`.
         overlap, mirror, batch_size: see `predict_grid`.
         boxes: where boxes come from, and which of them count; a mapping is read as `BoxOptions.from_mapping` does.
         memory_gb: what the process may take of the main memory; None for what is free.
@@ -154,10 +156,10 @@ class Predictor:
         self.plan = self.model.plan
         for other in models[1:]:
             check_member(self.model, other)
-        try:
-            self._runtimes = [TorchRuntime(m.network_module(trust), **(runtime or {})) for m in models]
-        except TypeError as error:
-            raise MedsegError(f"runtime: {error}; it accepts device, precision, compile") from None
+        self._models, self._trust, self._batch_size = tuple(models), tuple(trust), batch_size
+        self.runtime = RuntimeOptions.from_mapping(runtime or {})
+        self._why = ""
+        self._runtimes = self._built("torch" if self.runtime.name == "auto" else self.runtime.name)
         self.finder = BoxFinder.of(
             models, boxes if isinstance(boxes, BoxOptions) else BoxOptions.from_mapping(boxes or {})
         )
@@ -168,7 +170,7 @@ class Predictor:
         self.members = tuple(m.sha256 for m in models)
         self.postprocessing = _agreed([m.postprocessing for m in models])
         window_starts((1,), (1,), overlap)  # an impossible overlap is named before any work
-        self._overlap, self._batch_size = overlap, batch_size
+        self._overlap = overlap
         self._mirror_axes = self.plan.mirror_axes if mirror else ()
         self.memory = Memory.here(memory_gb)
 
@@ -178,9 +180,29 @@ class Predictor:
         return self.members[0] if len(self.members) == 1 else hashlib.sha256("".join(self.members).encode()).hexdigest()
 
     def runtime_description(self) -> dict[str, str]:
-        """Device and number format, for a manifest."""
-        runtime = self._runtimes[0]
-        return {"device": runtime.device.type, "precision": "bf16" if runtime.bf16 else "float32"}
+        """Runtime, device and number format, and why ``auto`` chose them, for a manifest."""
+        return {**self._runtimes[0].describe(), **({"why": self._why} if self._why else {})}
+
+    def settle_runtime(self, windows: int) -> None:
+        """Let ``runtime=auto`` choose, with so many windows ahead of each member, mirrorings not counted."""
+        flips = 2 ** len(self._mirror_axes)
+        how: dict[str, Any] = {"batch_size": self._batch_size, "trust": self._trust}
+        self._runtimes, choice = settle(self._models, self.runtime, windows * flips, plain=self._runtimes, **how)
+        self._why = choice.why
+
+    def keep_runtime(self, name: str) -> None:
+        """Go on with the runtime that ``auto`` chose before. Raises MedsegError where it cannot be had any more."""
+        self._runtimes = self._built(name)
+
+    def windows_of(self, scan: Geometry) -> int:
+        """About how many windows a scan has (what is cropped away is counted); 0 where it does not fit the plan."""
+        if scan.dimensions != self.plan.dimensions:
+            return 0
+        return len(window_starts(whole_restoration(scan, self.plan).shape, self.plan.patch_size, self._overlap))
+
+    def _built(self, name: str) -> list[Runtime]:
+        how: dict[str, Any] = {"batch_size": self._batch_size, "trust": self._trust}
+        return [build_runtime(name, model, self.runtime, **how) for model in self._models]
 
     def predict(self, case: Case) -> Prediction:
         """Read the case's channels and say what is in it.

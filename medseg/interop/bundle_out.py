@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,23 @@ _MODES = {0: "nearest", 1: "bilinear", 3: 3}
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 
-def write_bundle(model: Model, folder: Path) -> None:
+def write_bundle(model: Model, folder: Path, *, batch_size: int = 1, trust: Sequence[str] = ()) -> None:
     """Write the bundle into ``folder``, which must not hold one.
+
+    Args:
+        batch_size: windows that go through the network at once.
+        trust: means nothing here, as no network is built.
 
     Raises:
         MedsegError: the model does not segment, or its plan has something that MONAI's transforms cannot say; all at once.
     """
+    del trust
     _check(model)
     outputs = build_task(model.task, model.plan).out_channels
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     write_text(folder / "configs" / "metadata.json", _json(_metadata(model, outputs)))
-    write_text(folder / "configs" / "inference.json", _json(_inference(model, outputs)))
+    write_text(folder / "configs" / "inference.json", _json(_inference(model, outputs, batch_size)))
     write_text(folder / "docs" / "README.md", _readme(model))
     stream = io.BytesIO()
     torch.save({name: w.detach().cpu().contiguous() for name, w in model.weights.items()}, stream)
@@ -80,7 +85,7 @@ def _normalised(plan: Plan, number: int) -> dict[str, Any]:
     return {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": masked, "channel_wise": True}
 
 
-def _inference(model: Model, outputs: int) -> dict[str, Any]:
+def _inference(model: Model, outputs: int, batch_size: int) -> dict[str, Any]:
     plan = model.plan
     kept = plan.conventions is not None and len(plan.conventions.kept_axes) == plan.dimensions
     turn = {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None}
@@ -119,7 +124,7 @@ def _inference(model: Model, outputs: int) -> dict[str, Any]:
         "inferer": {
             "_target_": "SlidingWindowInferer",
             "roi_size": list(plan.patch_size),
-            "sw_batch_size": 1,
+            "sw_batch_size": batch_size,
             "overlap": 0.5,
             "mode": "gaussian",
         },

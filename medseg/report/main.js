@@ -11,7 +11,8 @@ function aboutSection() {
   return el('section', { class: 'wide', 'aria-label': 'About' },
     overview.made.map((made) => el('div', { class: 'cards' },
       card(made.group ? `Models, ${made.group}` : 'Model', el('p', { class: 'small' }, 'SHA-256'), models(made)),
-      card('Options', list(made.options)), card('Versions', list(made.versions)))),
+      card('Options', list(made.options)), card('Versions', list(made.versions)),
+      Object.values(made.runtimes || {}).map((runtime) => card('Runtime', list(runtime))))),
     card('This page', el('p', {}, `Written by medseg ${overview.version}. It holds everything that it shows and asks no network. `,
       'Slices and heat maps are compressed for viewing: measure in the files beside it.'),
     el('p', {}, 'Slices: mouse wheel, slider, or arrow keys when the picture has the focus; Page up and down, Home and End go farther.')));

@@ -1,4 +1,4 @@
-"""``medseg import`` and ``medseg convert``: folders appear whole, and only a model is ever replaced."""
+"""``medseg import``: a folder appears whole, and only a model is ever replaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from medseg.cli import main
-from medseg.commands.convert import convert
 from medseg.commands.import_model import import_model
 from medseg.errors import MedsegError
 from medseg.model import load_members, save_model
@@ -58,14 +57,3 @@ def test_nothing_is_left_where_an_import_fails(tmp_path: Path) -> None:
     with pytest.raises(MedsegError, match="from=keras"):
         import_model(kind="keras", source=tmp_path, output=tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_is_converted_and_an_unknown_format_leaves_nothing(tmp_path: Path) -> None:
-    save_model(tiny_model(), tmp_path / "model")
-    with pytest.raises(MedsegError, match="to=keras; expected one of bundle"):
-        convert(model=tmp_path / "model", output=tmp_path / "out", to="keras")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    convert(model=tmp_path / "model", output=tmp_path / "out", to="bundle")
-    assert (tmp_path / "out" / "configs" / "inference.json").is_file()
-    with pytest.raises(MedsegError, match="exists already"):
-        convert(model=tmp_path / "model", output=tmp_path / "out", to="bundle")

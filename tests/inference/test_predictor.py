@@ -195,7 +195,7 @@ def test_models_that_share_no_plan_are_no_ensemble():
 
 
 def test_a_mistyped_runtime_option_and_an_impossible_overlap_are_named():
-    with pytest.raises(MedsegError, match="'devise'.*it accepts device, precision, compile"):
+    with pytest.raises(MedsegError, match="'devise'.*it accepts name, device, precision, cache"):
         Predictor([tiny_model(0)], runtime={"devise": "cpu"})
     with pytest.raises(MedsegError, match=r"overlap 1\.5"):
         Predictor([tiny_model(0)], overlap=1.5)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import medseg.inference.runtime as module
 from medseg.errors import MachineError, MedsegError
-from medseg.inference.runtime import TorchRuntime, fast_bf16, find_device
+from medseg.inference.runtime import TorchRuntime, fast_bf16, fast_format, find_device
 
 
 class Levels(nn.Module):
@@ -48,13 +49,40 @@ def test_a_device_that_is_not_here_is_named():
 
 
 def test_an_unknown_precision_is_named():
-    with pytest.raises(MedsegError, match="'fp8': expected one of auto, bf16, float32"):
+    with pytest.raises(MedsegError, match="'fp8': expected one of auto, bf16, fp16, float32"):
         TorchRuntime(Levels(), precision="fp8")
 
 
 def test_auto_precision_follows_the_hardware():
-    assert TorchRuntime(Levels(), device="cpu").bf16 == fast_bf16("cpu")
-    assert isinstance(fast_bf16(torch.device("cpu")), bool)
+    runtime = TorchRuntime(Levels(), device="cpu")
+    assert runtime.precision == fast_format("cpu") == ("bf16" if fast_bf16("cpu") else "float32")
+    assert runtime.describe() == {"runtime": "torch", "device": "cpu", "precision": runtime.precision}
+
+
+def test_without_a_compiler_the_network_runs_as_it_is_and_one_line_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    runtime = TorchRuntime(Levels(), device="cpu", compile=True)
+    assert runtime.describe()["runtime"] == "torch"
+    assert runtime(torch.randn(1, 1, 4, 4, 4)).shape == (1, 2, 4, 4, 4)
+    assert [record.message for record in caplog.records] == [
+        "runtime=compile: found no C++ compiler, so the network is not compiled"
+    ]
+
+
+def test_fewer_windows_than_a_compiled_network_takes_are_filled_up(monkeypatch):
+    sizes = []
+
+    def compiled(network, **options):
+        return lambda x: (sizes.append(len(x)), network(x))[1]
+
+    monkeypatch.setattr(module.torch, "compile", compiled)
+    monkeypatch.setattr(module, "can_compile", lambda device: True)
+    network = Levels()
+    runtime = TorchRuntime(network, device="cpu", precision="float32", compile=True)
+    x = torch.randn(3, 1, 4, 4, 4)
+    first, rest = runtime(x), runtime(x[:1])
+    assert sizes == [3, 3] and rest.shape[0] == 1
+    torch.testing.assert_close(first[:1], rest)
 
 
 def test_a_full_memory_is_the_machines_and_other_errors_are_bugs():
@@ -82,3 +110,15 @@ def test_a_gpu_answers_as_the_cpu_does():
         expected = network.eval()(x)
     assert TorchRuntime(network, device="auto").device.type == "cuda"
     torch.testing.assert_close(TorchRuntime(network, precision="float32")(x).cpu(), expected, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
+def test_cuda_graphs_keep_every_answer(precision):
+    """Windows go up while others are computed, and no answer is written over by the next."""
+    network, windows = Levels(), [torch.randn(2, 1, 8, 8, 8) for _ in range(4)]
+    plain = TorchRuntime(network, device="cuda", precision="float32")
+    compiled = TorchRuntime(network, device="cuda", precision=precision, compile=True)
+    answers = [compiled(window) for window in windows]
+    for window, answer in zip(windows, answers, strict=True):
+        torch.testing.assert_close(answer, plain(window), atol=2e-2, rtol=2e-2)
