@@ -151,7 +151,7 @@ class _Maps:
 
     def blended(self, weights: Sequence[Tensor]) -> Array:
         """The maps of every window, weighted by channel, enlarged and blended; what is negative is 0."""
-        blender = GaussianBlender(self._stitching.shape, 1, self._stitching.patch)
+        blender = GaussianBlender(self._stitching.shape, 1, self._stitching.patch, peak=self._stitching.plan.peak)
         for lower in self._stitching.starts:
             pairs = zip(weights, self.of(lower), strict=True)
             parts = [self.enlarged(torch.tensordot(weight, features, 1)) for weight, features in pairs]

@@ -59,6 +59,7 @@ class Stitching:
     def __init__(self, plan: Plan, shape: tuple[int, ...], overlap: float) -> None:
         self.plan, self.shape, self.patch = plan, shape, plan.patch_size
         self.starts = window_starts(shape, plan.patch_size, overlap, plan.odd_padding)
+        self._gaussian = gaussian_weight(self.patch, plan.peak)
 
     def shares(self, task: str, region: Array | None) -> list[Share]:
         """The windows that a score is made of.
@@ -86,9 +87,7 @@ class Stitching:
         """``patch`` float32: which part of the case's value at each voxel comes from this window; 0 beyond the grid."""
         on_grid, in_window = overlap_slices(lower, self.patch, self.shape)
         part = np.zeros(self.patch, np.float32)
-        part[in_window] = (
-            1.0 if self._weight is None else gaussian_weight(self.patch)[in_window] / self._weight[on_grid]
-        )
+        part[in_window] = 1.0 if self._weight is None else self._gaussian[in_window] / self._weight[on_grid]
         return part
 
     def add(self, total: Array, part: Array, lower: tuple[int, ...]) -> None:
@@ -103,7 +102,7 @@ class Stitching:
             return None
         total = np.zeros(self.shape, np.float32)
         for lower in self.starts:
-            self.add(total, gaussian_weight(self.patch), lower)
+            self.add(total, self._gaussian, lower)
         return total
 
     def _of_region(self, region: Array) -> list[Share]:
@@ -129,7 +128,7 @@ class Stitching:
         for lower in self.starts:
             place = tuple(int(c - first) for c, first in zip(centre, lower, strict=True))
             if all(0 <= at < size for at, size in zip(place, self.patch, strict=True)):
-                weights[lower] = float(gaussian_weight(self.patch)[place])
+                weights[lower] = float(self._gaussian[place])
         whole = sum(weights.values())
         return _telling(
             Share(lower, weight / whole, partial(self._boxed, box, lower)) for lower, weight in weights.items()

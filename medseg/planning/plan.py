@@ -18,7 +18,7 @@ import yaml
 from medseg.errors import MedsegError
 from medseg.planning.anchors import BoxPlan
 from medseg.planning.classes import ClassPlan
-from medseg.planning.conventions import Conventions, Side
+from medseg.planning.conventions import Conventions, Peak, Side
 from medseg.structures import LabelTable
 from medseg.volume import Unit
 
@@ -124,6 +124,11 @@ class Plan:
     def odd_padding(self) -> Side:
         """On which side of a case that is smaller than the patch the odd voxel of padding lies."""
         return "before" if self.conventions is None else self.conventions.odd_padding
+
+    @property
+    def peak(self) -> Peak:
+        """Where the Gaussian that windows are weighed by has its top."""
+        return "middle" if self.conventions is None else self.conventions.peak
 
     @property
     def scan_channels(self) -> tuple[Channel, ...]:

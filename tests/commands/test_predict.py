@@ -15,11 +15,9 @@ import pytest
 from PIL import Image
 
 import medseg.commands.predict as command
-import medseg.inference.predictor as predictor_module
 from medseg.commands import case_work
 from medseg.commands.predict import predict
 from medseg.errors import MachineError, MedsegError, SomeFailed
-from medseg.inference.choose_runtime import Choice
 from medseg.model import Model, save_model
 from medseg.structures import LabelTable
 from medseg.testing.phantoms import make_phantom, write_scan
@@ -428,26 +426,3 @@ def test_the_stored_postprocessing_is_applied(scans, tmp_path):
     largest = run(tmp_path / "largest", scans, tmp_path / "out2", trust=[POINTWISE])
     assert int(rows(plain)["a"]["liver_components"]) > 1
     assert int(rows(largest)["a"]["liver_components"]) == 1
-
-
-def test_the_runtime_that_auto_chose_is_noted_and_kept(model, scans, tmp_path, monkeypatch):
-    """The first run chooses once, for all windows ahead; a second, which would choose otherwise, goes on as the first did."""
-    asked = []
-
-    def settle(models, options, windows, *, plain, **how):
-        asked.append(windows)
-        return list(plain), Choice("torch", "it is the fastest")
-
-    monkeypatch.setattr(predictor_module, "settle", settle)
-    auto = {**CPU, "name": "auto"}
-    output = run(model, scans, tmp_path / "out", runtime=auto, mirror=True, overlap=0.0)
-    assert asked == [3 * 8 * 8]  # scans, windows (two patches of 8 along 12 or more, 10 and 2 · 6 mm), mirrorings
-    assert manifest(output)["runtimes"] == {
-        "": {"runtime": "torch", "device": "cpu", "precision": "float32", "why": "it is the fastest"}
-    }
-    write_nifti(scans / "d.nii.gz", noise((8, 8, 4), 9))
-    run(model, scans, output, runtime=auto, mirror=True, overlap=0.0)
-    assert len(asked) == 1 and sorted(manifest(output)["cases"]) == ["a", "b", "c", "d"]
-    assert manifest(output)["runtimes"][""]["why"] == "it is the fastest"
-    run(model, scans, output, runtime=CPU, mirror=True, overlap=0.0)
-    assert manifest(output)["runtimes"] == {"": {"runtime": "torch", "device": "cpu", "precision": "float32"}}

@@ -8,19 +8,21 @@ import torch
 
 from medseg.errors import MedsegError
 from medseg.explain.stitching import Stitching
+from medseg.planning.conventions import Conventions, Peak
 from medseg.tiling.blending import GaussianBlender
 from medseg.tiling.windows import cut_window
 from tests.explain.nets import convolutions, plan_2d, random_array, score_of
 from tests.tiny import tiny_boxes, tiny_plan
 
 
+@pytest.mark.parametrize("peak", ["middle", "after"])
 @pytest.mark.parametrize("shape", [(9, 6), (4, 4), (3, 11), (2, 3)])
-def test_the_score_is_the_mean_of_the_blended_logits_in_the_region(shape: tuple[int, int]) -> None:
+def test_the_score_is_the_mean_of_the_blended_logits_in_the_region(shape: tuple[int, int], peak: Peak) -> None:
     array, region = random_array((1, *shape)), random_array(shape, 1) > 0
     torch.manual_seed(0)
     network = convolutions(2, 1, 2)
-    score = score_of(network, array, region=region)
-    blender = GaussianBlender(shape, 2, (4, 4))
+    score = score_of(network, array, plan_2d(conventions=Conventions(peak=peak)), region)
+    blender = GaussianBlender(shape, 2, (4, 4), peak=peak)
     for lower in score.stitching.starts:
         with torch.no_grad():
             window = torch.from_numpy(cut_window(array, lower, (4, 4)).copy())[None]

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from medseg.errors import MedsegError
+from medseg.interop.description import description_of
 from medseg.interop.formats import write_as
 from medseg.interop.graph import FlatNetwork, example_of
 from medseg.interop.onnx import export_onnx
 from medseg.interop.openvino import openvino_graph, openvino_library
+from medseg.planning.conventions import Conventions
 from medseg.planning.plan import Plan
-from tests.tiny import LABELS, tiny_model
+from tests.tiny import LABELS, tiny_model, tiny_plan
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -67,6 +69,16 @@ def test_a_graph_answers_like_the_model_and_says_how_it_is_used(kind, answer_of,
         "image: float32 (B, 1, 8, 8, 8)" in said["medseg.preprocess"] and "MRI by zscore" in said["medseg.preprocess"]
     )
     assert "softmax over K" in said["medseg.postprocess"]
+
+
+def test_a_graph_says_whether_logits_or_probabilities_are_averaged():
+    own, imported = (
+        description_of(tiny_model(0, tiny_plan(conventions=conventions)))
+        for conventions in (None, Conventions(averaged="logits"))
+    )
+    assert "softmax over K, then windows are averaged" in own["medseg.postprocess"]
+    assert "windows are averaged, then softmax over K" in imported["medseg.postprocess"]
+    assert "conventions" in imported["medseg.preprocess"] and "conventions" not in own["medseg.preprocess"]
 
 
 @pytest.mark.parametrize(("export", "kind"), [(export_onnx, "ONNX"), (openvino_graph, "OpenVINO")])
