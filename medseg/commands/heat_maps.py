@@ -77,7 +77,7 @@ def explainer_of(
     runtime: Mapping[str, Any] | None = None,
     trust: Sequence[str] = (),
 ) -> Explainer:
-    """Models ready to be explained; ``runtime.compile`` has no effect, as what is compiled cannot be looked into.
+    """Models ready to be explained; of ``runtime`` device and precision count, as only PyTorch can be looked into.
 
     Raises:
         MedsegError: there is no method, or it, an option, a layer or a target does not exist (all such targets are named).

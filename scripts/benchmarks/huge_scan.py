@@ -68,6 +68,7 @@ def main() -> None:
         f"overlap={arguments.overlap}",
         "mirror=false",
         "overwrite=true",
+        "runtime=torch",
         f"runtime.memory_gb={arguments.memory_gb}",
     ]
     load = os.getloadavg()

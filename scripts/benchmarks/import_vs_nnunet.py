@@ -166,7 +166,15 @@ def predict_medseg(model: Path, scans: Path, out: Path) -> float:
     medseg = [sys.executable, "-m", "medseg"]
     imported = out.with_name(f"{out.name}_model")
     run([*medseg, "import", "from=nnunet", f"source={model}", f"output={imported}", "overwrite=true"], out.parent)
-    command = [*medseg, "predict", f"model={imported}", f"input={scans}", f"output={out}", "runtime.precision=float32"]
+    command = [
+        *medseg,
+        "predict",
+        f"model={imported}",
+        f"input={scans}",
+        f"output={out}",
+        "runtime=torch",
+        "runtime.precision=float32",
+    ]
     return run([*command, "overlays=false", "report=false"], out.parent)
 
 
