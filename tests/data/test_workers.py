@@ -53,7 +53,12 @@ def test_no_worker_outlives_its_caller(how: signal.Signals, tmp_path: Path) -> N
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     caller = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a run in the background ignores
     )
     assert caller.stdout is not None
     workers = [int(pid) for pid in caller.stdout.readline().split()]
