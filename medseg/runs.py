@@ -207,7 +207,7 @@ def _report(config: Config) -> Callable[[], Any]:
 def _import(config: Config) -> Callable[[], Any]:
     from medseg.commands.import_model import import_model
 
-    names = ("folds", "checkpoint", "overwrite")
+    names = ("folds", "checkpoint", "orientation", "overwrite")
     return functools.partial(
         import_model,
         kind=str(config["from"]),

@@ -189,6 +189,11 @@ def reorientation_to(geometry: Geometry, codes: str) -> Reorientation:
     return Reorientation(tuple(order), tuple(flip))
 
 
+def are_axis_codes(codes: str) -> bool:
+    """Whether ``codes`` say for each axis of the patient, in any order, in which direction it grows, such as ``"LAS"``."""
+    return sorted(sum(code in pair for code in codes) for pair in ("LR", "PA", "IS")) == [1, 1, 1] and len(codes) == 3
+
+
 def reorient(volume: Volume, codes: str) -> Volume:
     """The same voxels with axes that grow along ``codes``; no value changes."""
     turn = reorientation_to(volume.geometry, codes)

@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medseg.errors import MedsegError
@@ -23,6 +24,7 @@ def import_model(
     output: Path | str,
     folds: Sequence[int | str] | None = None,
     checkpoint: str = "final",
+    orientation: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Read a foreign model and write it as medseg's own.
@@ -32,6 +34,8 @@ def import_model(
         source: its folder.
         output: a model folder; where nnU-Net has several folds, an experiment folder ``fold_<k>/model``.
         folds, checkpoint: see `medseg.interop.nnunet.read_nnunet`.
+        orientation: axis codes of the files that it was trained on, where it takes axes as they are stored: scans that are
+            stored otherwise, DICOM for example, are then turned to them; None to go on taking axes as they are stored.
         overwrite: whether an older model in ``output`` is replaced.
 
     Returns:
@@ -55,8 +59,14 @@ def import_model(
         from medseg.interop.bundle import read_bundle
 
         models = {"0": read_bundle(Path(source))}
+    models = {fold: _oriented(model, orientation) for fold, model in models.items()}
     write_models(models, output)
     plan = next(iter(models.values())).plan
+    if plan.orientation == "stored" and plan.dimensions == 3:
+        logger.info(
+            "axes are taken as each file has them: predict files stored as those it was trained on, or say how these were, "
+            "such as orientation=LAS for axial scans that dcm2niix wrote"
+        )
     logger.info(
         "%s: %d model(s), %dD, labels %s; try medseg predict model=%s input=… output=…",
         output,
@@ -66,6 +76,18 @@ def import_model(
         output,
     )
     return output
+
+
+def _oriented(model: Model, orientation: str | None) -> Model:
+    """The model with the orientation that it is told."""
+    plan = model.plan
+    if orientation is None:
+        return model
+    if plan.orientation != "stored" or plan.dimensions != 3:
+        turned = f"this model turns scans to {plan.orientation}" if plan.dimensions == 3 else "pictures have none"
+        raise MedsegError(f"import: orientation={orientation}: {turned}; leave it out")
+    why = {**plan.why, "orientation": "that of the files that the model was trained on, as said at its import"}
+    return replace(model, plan=replace(plan, orientation=orientation, why=why))
 
 
 def check_output(output: Path, overwrite: bool) -> None:

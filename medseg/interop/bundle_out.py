@@ -88,13 +88,13 @@ def _normalised(plan: Plan, number: int) -> dict[str, Any]:
 def _inference(model: Model, outputs: int, batch_size: int) -> dict[str, Any]:
     plan = model.plan
     kept = plan.conventions is not None and len(plan.conventions.kept_axes) == plan.dimensions
-    turn = {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None}
+    turn = {"_target_": "Orientationd", "keys": "image", "axcodes": plan.orientation, "labels": None}
     mode = _MODES[plan.image_order[0]]
     spacing = {"_target_": "Spacingd", "keys": "image", "pixdim": list(plan.spacing), "mode": mode}
     before = [
         {"_target_": "LoadImaged", "keys": "image"},
         {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        *([turn] if plan.orientation == "RAS" and plan.dimensions == 3 else []),
+        *([turn] if plan.orientation != "stored" and plan.dimensions == 3 else []),
         _normalised(plan, 0),
         *([] if kept else [spacing]),
         {"_target_": "EnsureTyped", "keys": "image"},

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medseg.planning.plan import Channel
+from medseg.volume import are_axis_codes
 
 _HARMLESS = {
     "LoadImage", "EnsureChannelFirst", "AddChannel", "AsChannelFirst", "EnsureType", "ToTensor", "CastToType", "ToDevice",
@@ -26,7 +27,7 @@ _ORDERS = {"bilinear": 1, "linear": 1, "trilinear": 1, "nearest": 0, "0": 0, "1"
 class Prepared:
     """What the transforms of a bundle come to; `faults` lists what has no like in medseg."""
 
-    orientation: Literal["RAS", "stored"] = "stored"
+    orientation: str = "stored"
     spacing: tuple[float, ...] | None = None
     order: int = 1
     crop: Literal["nonzero", "none"] = "none"
@@ -70,9 +71,10 @@ def prepared(transforms: Sequence[Any], dimensions: int, channels: int) -> Prepa
 
 
 def _orientation(found: Prepared, entry: Mapping[str, Any]) -> None:
-    if entry.get("axcodes") != "RAS":
-        found.faults.append(f"transform Orientation: axcodes={entry.get('axcodes')!r}; supported is 'RAS'")
-    found.orientation = "RAS"
+    codes = str(entry.get("axcodes"))
+    if not are_axis_codes(codes):
+        found.faults.append(f"transform Orientation: axcodes={entry.get('axcodes')!r}; expected three such as 'RAS'")
+    found.orientation = codes
 
 
 def _spacing(found: Prepared, entry: Mapping[str, Any], dimensions: int) -> None:

@@ -20,7 +20,7 @@ from medseg.planning.anchors import BoxPlan
 from medseg.planning.classes import ClassPlan
 from medseg.planning.conventions import Conventions, Peak, Side
 from medseg.structures import LabelTable
-from medseg.volume import Unit
+from medseg.volume import Unit, are_axis_codes
 
 FORMAT = 1
 Normalisation = Literal["zscore", "zscore_all", "ct", "rescale", "minmax", "none"]
@@ -57,7 +57,7 @@ class Plan:
     """Every choice that preprocessing, training and prediction share; ``why`` gives the reason of each by its name.
 
     Lengths are in ``unit`` (mm, or px for pictures without spacing) and shapes in voxels of the plan's grid, along the axes
-    of ``orientation`` (``"RAS"``, or ``"stored"``: as the file has them, the rule for pictures).
+    of ``orientation`` (``"RAS"`` or other axis codes, or ``"stored"``: as the file has them, the rule for pictures).
 
     Args:
         features: channels of each stage of a planned network, finest first.
@@ -74,7 +74,7 @@ class Plan:
     """
 
     task: str
-    orientation: Literal["RAS", "stored"]
+    orientation: str
     channels: tuple[Channel, ...]
     labels: LabelTable
     crop: Literal["nonzero", "none"]
@@ -99,6 +99,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         dimensions = len(self.spacing)
+        if self.orientation != "stored" and not are_axis_codes(self.orientation):
+            raise MedsegError(
+                f"plan.orientation {self.orientation!r}: expected stored, or axis codes such as RAS or LPS"
+            )
         for name in ("image_order", "label_order", "patch_size", *(["strides", "kernel_sizes"])):
             value = getattr(self, name)
             for row in value if name in ("strides", "kernel_sizes") else (value,):

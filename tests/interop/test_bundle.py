@@ -123,8 +123,14 @@ def test_other_normalisations_are_understood(
     assert plan.conventions is not None and plan.conventions.kept_axes == (0, 1, 2)
 
 
+def test_scans_are_turned_as_the_bundle_turns_them(tmp_path: Path) -> None:
+    turn = {"_target_": "Orientationd", "keys": "image", "axcodes": "LPS"}
+    folder, _ = make_bundle(tmp_path, preprocessing={"_target_": "Compose", "transforms": [turn]})
+    assert read_bundle(folder).plan.orientation == "LPS"
+
+
 def test_what_has_no_like_is_named_all_at_once(tmp_path: Path) -> None:
-    transforms = [{"_target_": "Orientationd", "axcodes": "LPS"}, {"_target_": "scripts.mine.Magic"}]
+    transforms = [{"_target_": "Orientationd", "axcodes": "LPX"}, {"_target_": "scripts.mine.Magic"}]
     folder, _ = make_bundle(
         tmp_path,
         preprocessing={"_target_": "Compose", "transforms": transforms},
@@ -140,7 +146,7 @@ def test_what_has_no_like_is_named_all_at_once(tmp_path: Path) -> None:
     )
     with pytest.raises(MedsegError) as error:
         read_bundle(folder)
-    for part in ("LPS", "scripts.mine.Magic", "SimpleInferer", "out_channels is not given"):
+    for part in ("LPX", "scripts.mine.Magic", "SimpleInferer", "out_channels is not given"):
         assert part in str(error.value)
 
 
