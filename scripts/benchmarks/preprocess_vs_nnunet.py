@@ -1,35 +1,50 @@
 """How long nnU-Net and medseg take to fingerprint, plan and preprocess the same cases, in turn on the same machine.
 
-    bash scripts/benchmarks/nnunet.sh
     .venv/bin/python scripts/benchmarks/preprocess_vs_nnunet.py --out result.json
+    .venv/bin/python scripts/benchmarks/preprocess_vs_nnunet.py --rows phantoms --phantoms 4 --workers 1 -n 1
 
-Both read the same copy of the cases in nnU-Net's raw layout and run as a process of their own with two workers, so that
-interpreter and imports count for both. Peak memory is that of all processes together (Linux only).
+Two rows: the 200 hippocampus cases, and 20 phantoms of 512×512×120 int16 voxels of about 0.8×0.8×2.5 mm, as a CT scanner makes
+them: spacing differs from case to case, so that all have to be resampled. Both systems read the same files in nnU-Net's raw
+layout and run as a process of their own with as many workers, so that interpreter and imports count for both. nnU-Net runs
+without ``--verify_dataset_integrity`` and prepares ``3d_fullres`` only; medseg always looks for NaN, unknown labels and grids
+that differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import platform
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-NAME = "Dataset004_Benchmark"
-NNUNET = HERE / ".venv" / "bin"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import yaml
+
+from scripts.benchmarks.ct_phantoms import write_phantoms
+from scripts.benchmarks.measure import (  # noqa: F401
+    DATA,
+    ROOT,
+    Measured,
+    PeakMemory,
+    compare,
+    comparison_table,
+    in_turn,
+    machine,
+    parser,
+    publish,
+    record,
+    watch,
+)
+from scripts.benchmarks.nnunet_peer import NAME, NNUNET, NUMBER, both_versions, convert, ensure_peer, environment
+
+SYSTEMS = ("nnU-Net", "medseg")
+AIM = {"wall_s": 3.0}
 MEDSEG = """
 import sys
 from pathlib import Path
@@ -47,187 +62,84 @@ if store.failed:
 """
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One run: wall-clock and processor seconds, and the most memory in use at once (PSS, so that shared pages count once)."""
-
-    wall_s: float
-    cpu_s: float
-    peak_mb: float
-
-
 def main() -> None:
-    arguments = _arguments()
-    if not (NNUNET / "nnUNetv2_plan_and_preprocess").exists():
-        sys.exit("nnU-Net is not installed: run `bash scripts/benchmarks/nnunet.sh` first")
-    load = os.getloadavg()
-    runs: dict[str, list[Measured]] = {"nnU-Net": [], "medseg": []}
-    with tempfile.TemporaryDirectory(prefix="medseg-benchmark-") as name:
-        folder = Path(name)
-        cases = convert(arguments.data, folder / "raw" / NAME, arguments.limit)
-        for number in range(arguments.n):
-            order = list(runs) if number % 2 == 0 else list(runs)[::-1]
-            for system in order:
-                out = folder / f"{system}_{number}"
-                out.mkdir()
-                runs[system].append(run(system, folder / "raw", out, arguments.workers))
-                check(system, out, cases)
-                shutil.rmtree(out)
-                print(f"{number + 1}/{arguments.n} {system}: {runs[system][-1].wall_s:.1f} s", file=sys.stderr)
-    result: dict[str, Any] = {
-        "what": f"fingerprint, plan and preprocess {cases} cases, {arguments.workers} workers, {arguments.n} runs in turn",
-        "command": " ".join(["python", "scripts/benchmarks/preprocess_vs_nnunet.py", *sys.argv[1:]]),
-        "machine": machine(load),
-        "versions": {"nnU-Net": nnunet_version(), "medseg": version("medseg"), "python": platform.python_version()},
-        "median": {system: _median(measured) for system, measured in runs.items()},
-        "runs": {system: [asdict(one) for one in measured] for system, measured in runs.items()},
-    }
-    result["nnunet_over_medseg"] = {
-        key: round(result["median"]["nnU-Net"][key] / max(result["median"]["medseg"][key], 1e-9), 2)
-        for key in ("wall_s", "cpu_s", "peak_mb")
-    }
-    show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    arguments, load = _arguments(), os.getloadavg()
+    ensure_peer()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="medseg-benchmark-", dir=arguments.scratch) as name:
+        for row in arguments.rows:
+            folder = Path(name) / row
+            raw = folder / "raw" / NAME
+            if row == "phantoms":
+                cases = write_phantoms(raw, arguments.phantoms)
+                what = f"{cases} CT-sized phantoms"
+            else:
+                cases = convert(arguments.data, raw, arguments.limit)
+                what = f"{cases} {arguments.data.name} cases"
+            rows.append(measured(what, folder, cases, arguments))
+            shutil.rmtree(folder)
+    result = record(
+        f"fingerprint, plan and preprocess, {arguments.workers} workers, {arguments.repeats} runs in turn",
+        load,
+        both_versions("numpy", "scipy", "blosc2"),
+        rows=rows,
+    )
+    publish(result, comparison_table(rows), arguments.out)
 
 
-def convert(data: Path, out: Path, limit: int | None) -> int:
-    """Copy the cases of an MSD folder of one modality into nnU-Net's raw layout; returns how many there are."""
-    described = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
-    if len(described["modality"]) != 1:
-        sys.exit(f"{data}: expected one modality, found {len(described['modality'])}")
-    listed = described["training"][:limit]
-    for folder in ("imagesTr", "labelsTr"):
-        (out / folder).mkdir(parents=True)
-    for entry in listed:
-        stem = Path(entry["image"]).name.removesuffix(".nii.gz")
-        shutil.copy(data / entry["image"], out / "imagesTr" / f"{stem}_0000.nii.gz")
-        shutil.copy(data / entry["label"], out / "labelsTr" / f"{stem}.nii.gz")
-    raw = {
-        "channel_names": described["modality"],
-        "labels": {name: int(value) for value, name in described["labels"].items()},
-        "numTraining": len(listed),
-        "file_ending": ".nii.gz",
-    }
-    (out / "dataset.json").write_text(json.dumps(raw), encoding="utf-8")
-    return len(listed)
+def measured(what: str, folder: Path, cases: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A row: both systems on the cases in ``folder / "raw"``, with the spacing that each chose in mm, by falling axis."""
+    grids: dict[str, list[float]] = {}
+
+    def once(system: str) -> Measured:
+        out = folder / "out"
+        out.mkdir()
+        found = run(system, folder / "raw", out, arguments.workers)
+        grids[system] = check(system, out, cases)
+        shutil.rmtree(out)
+        return found
+
+    runs = in_turn({system: functools.partial(once, system) for system in SYSTEMS}, arguments.repeats)
+    return compare(what, runs, aims=AIM) | {"spacing_mm": grids}
 
 
 def run(system: str, raw: Path, out: Path, workers: int) -> Measured:
-    """Run one system on ``raw`` into ``out`` as a process of its own; its output is shown only if it fails."""
-    environment = dict(os.environ)
-    if system == "nnU-Net":
-        environment |= {"nnUNet_raw": str(raw), "nnUNet_preprocessed": str(out), "nnUNet_results": str(out / "results")}
-        command = [str(NNUNET / "nnUNetv2_plan_and_preprocess"), "-d", str(int(NAME[7:10])), "-c", "3d_fullres"]
-        command += ["-npfp", str(workers), "-np", str(workers)]
-    else:
-        command = [sys.executable, "-c", MEDSEG, str(raw / NAME), str(out), str(workers)]
-    with (out / "log.txt").open("w+b") as log:
-        started = time.monotonic()
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        watch = PeakMemory(process.pid)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.monotonic() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        peak = watch.stop()
-        if process.returncode:
-            log.seek(0)
-            sys.exit(f"{system} failed with {process.returncode}:\n{log.read().decode(errors='replace')[-4000:]}")
-    return Measured(wall, usage.ru_utime + usage.ru_stime, peak)
+    """Run one system on ``raw`` into ``out``."""
+    if system == "medseg":
+        return watch([sys.executable, "-c", MEDSEG, raw / NAME, out, workers])
+    told = environment(out) | {"nnUNet_raw": str(raw), "nnUNet_preprocessed": str(out)}
+    command = [NNUNET / "nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", "3d_fullres"]
+    return watch([*command, "-npfp", workers, "-np", workers], environment=told)
 
 
-def check(system: str, out: Path, cases: int) -> None:
-    """Every case must be there, else the figure says nothing."""
+def check(system: str, out: Path, cases: int) -> list[float]:
+    """The spacing of the plan. Every case must be there, else the figure says nothing."""
     found = len(list(out.rglob("*.pkl" if system == "nnU-Net" else "cache/*.zip")))
     if found != cases:
         sys.exit(f"{system}: expected {cases} preprocessed cases, found {found}")
-
-
-class PeakMemory:
-    """Watches the processes of one session, five times a second, until it is stopped."""
-
-    def __init__(self, session: int) -> None:
-        self._session, self._peak_kb = session, 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> float:
-        """The peak in MB; 0 where the system does not tell."""
-        self._done.set()
-        self._thread.join()
-        return self._peak_kb / 1024
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.2):
-            self._peak_kb = max(self._peak_kb, sum(map(_pss_kb, self._processes())))
-
-    def _processes(self) -> list[Path]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = path.read_text().rpartition(")")[2].split()  # the name before it may hold anything
-            except OSError:
-                continue
-            if int(fields[3]) == self._session:
-                found.append(path.parent)
-        return found
-
-
-def _pss_kb(process: Path) -> int:
-    try:
-        text = (process / "smaps_rollup").read_text()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
-
-
-def machine(load: Sequence[float]) -> dict[str, Any]:
-    """Cores, processor, and how busy it was before: a figure of a shared machine is worth less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return {
-        "cores": cores,
-        "processor": names[0] if names else platform.processor(),
-        "load_before": [round(x, 1) for x in load],
-    }
+    if system == "nnU-Net":
+        plans = json.loads((out / NAME / "nnUNetPlans.json").read_text(encoding="utf-8"))
+        spacing = plans["configurations"]["3d_fullres"]["spacing"]
+    else:
+        spacing = yaml.safe_load((out / "plan.yaml").read_text(encoding="utf-8"))["spacing"]
+    return sorted((round(float(n), 4) for n in spacing), reverse=True)
 
 
 def nnunet_version() -> str:
-    code = "from importlib.metadata import version; print(version('nnunetv2'))"
-    return subprocess.run([NNUNET / "python", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def show(result: Mapping[str, Any]) -> None:
-    machine = result["machine"]
-    print(f"{result['what']}\n{result['command']}")
-    print(f"{machine['cores']} cores, {machine['processor']}, load before {machine['load_before']}")
-    print(f"{'median':<16}{'wall s':>10}{'cpu s':>10}{'peak MB':>10}")
-    for system, row in [*result["median"].items(), ("ratio", result["nnunet_over_medseg"])]:
-        name = f"{system} {result['versions'].get(system, '')}".strip()
-        print(f"{name:<16}{row['wall_s']:>10.2f}{row['cpu_s']:>10.2f}{row['peak_mb']:>10.2f}")
-
-
-def _median(measured: Sequence[Measured]) -> dict[str, float]:
-    return {key: round(statistics.median(asdict(one)[key] for one in measured), 2) for key in asdict(measured[0])}
+    return both_versions()["nnU-Net"]["nnunetv2"]
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = ROOT.parent / "shared" / "data" / "hippocampus"
-    parser.add_argument(
-        "--data", type=Path, default=default, help="an MSD folder (default: ../shared/data/hippocampus)"
-    )
-    parser.add_argument("--limit", type=int, help="only the first cases")
-    parser.add_argument("-n", type=int, default=3, help="runs of each (default 3)")
-    parser.add_argument("--workers", type=int, default=2, help="processes of each (default 2)")
-    parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
-    return parser.parse_args()
+    made = parser(__doc__, repeats=3)
+    rows = ("hippocampus", "phantoms")
+    made.add_argument("--rows", nargs="+", choices=rows, default=list(rows))
+    default = DATA / "hippocampus"
+    made.add_argument("--data", type=Path, default=default, help="an MSD folder (default: ../shared/data/hippocampus)")
+    made.add_argument("--limit", type=int, help="only its first cases")
+    made.add_argument("--phantoms", type=int, default=20, help="how many are made (default 20, of 35 MB each)")
+    made.add_argument("--workers", type=int, default=2, help="processes of each (default 2)")
+    made.add_argument("--scratch", type=Path, help="a folder for cases and results (default: the system's)")
+    return made.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""What the benchmarks share: figures are right, rows of different work are refused, and each script says how it is called."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.benchmarks import measure
+from scripts.benchmarks.measure import Measured, compare, comparison_table, in_turn, middle, ratio_of, table, watch
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "scripts" / "benchmarks"
+PARTS = ("measure", "nnunet_peer", "ct_phantoms", "monai_retinanet", "fuzz_files")
+"""Modules of the scripts, and no scripts."""
+SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.stem not in PARTS)
+TAKES_200_MB = "import time; block = bytearray(200 << 20); block[::4096] = b'1' * len(block[::4096]); time.sleep(0.6)"
+
+
+def test_peak_memory_is_what_a_process_and_its_children_take() -> None:
+    alone = watch([sys.executable, "-c", TAKES_200_MB])
+    assert 200 < alone.peak_mb < 240
+    child = f"import subprocess, sys; {TAKES_200_MB}; subprocess.run([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+    both = watch([sys.executable, "-c", child, TAKES_200_MB])
+    assert 400 < both.peak_mb < 460, "a child counts, in a session of its own too"
+
+
+def test_pages_that_processes_share_count_once() -> None:
+    forked = TAKES_200_MB.replace(
+        "time.sleep(0.6)", "import os; child = os.fork(); time.sleep(0.8); child and os.wait()"
+    )
+    found = watch([sys.executable, "-c", forked])
+    assert 200 < found.peak_mb < 240 and found.resident_mb > 400
+
+
+def test_seconds_are_those_of_the_wall_and_of_the_processor() -> None:
+    found = watch([sys.executable, "-c", "import time; time.sleep(0.5)"])
+    assert found.wall_s >= 0.5 and found.cpu_s < found.wall_s
+
+
+def test_a_command_that_fails_ends_the_benchmark_and_says_why() -> None:
+    with pytest.raises(SystemExit, match="failed with 3:\nbad luck"):
+        watch([sys.executable, "-c", "import sys; print('bad luck'); sys.exit(3)"])
+
+
+def test_medians_and_ratios() -> None:
+    assert middle([3.0, 1.0, 200.0]) == 3.0
+    assert ratio_of(9.0, 3.0) == 3.0 and ratio_of(1.0, 0.0) == 0.0
+    row = compare("x", runs(), aims={"wall_s": 3.0, "peak_mb": 3.0})
+    assert row["median"]["nnU-Net"] == {"wall_s": 6.0, "cpu_s": 8.0, "peak_mb": 400.0}
+    assert row["ratio"] == {"wall_s": 3.0, "cpu_s": 4.0, "peak_mb": 2.0}
+    assert row["met"] == {"wall_s": True, "peak_mb": False}
+
+
+def test_a_row_counts_only_where_the_masks_agree() -> None:
+    row = compare("ten cases", runs(), aims={"wall_s": 2.0}, least_dice=0.994)
+    assert row["ratio"] == {} and row["met"] == {} and "0.9940" in row["refused"]
+    assert "ten cases: does not count" in comparison_table([row])
+    assert compare("x", runs(), least_dice=float("nan"))["refused"]
+    assert compare("x", runs(), aims={"wall_s": 2.0}, least_dice=0.995)["met"] == {"wall_s": True}
+
+
+def test_a_row_counts_only_with_the_same_windows_and_mirroring() -> None:
+    settings = {"medseg": {"step": 0.5, "mirror": False}, "nnU-Net": {"step": 0.5, "mirror": True}}
+    assert "mirror" in compare("x", runs(), settings=settings)["refused"]
+    settings["medseg"]["mirror"] = True
+    assert not compare("x", runs(), settings=settings)["refused"]
+
+
+def test_systems_run_in_turn_and_in_both_orders() -> None:
+    order: list[str] = []
+    answers = in_turn({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 3)
+    assert "".join(order) == "abbaab" and answers == {"a": [1, 4, 5], "b": [2, 3, 6]}
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(["a", "bc"], [["x", 10]]) == "| a | bc |\n| - | -: |\n| x | 10 |"
+
+
+def test_a_result_says_what_is_needed_to_read_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "resampling.py"), "-n", "3"])
+    versions = {"medseg": measure.versions("medseg", "torch", "no-such-package")}
+    result = measure.record("resample", (1.0, 2.0, 3.0), versions, rows=[1])
+    measure.publish(result, "a table", tmp_path / "result.json")
+    kept = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert kept == result and kept["command"] == "python scripts/benchmarks/resampling.py -n 3"
+    assert set(kept["versions"]["medseg"]) == {"medseg", "torch", "python"}
+    assert kept["machine"]["cores"] > 0 and kept["machine"]["load_before"] == [1.0, 2.0, 3.0]
+    assert "a table" in capsys.readouterr().out
+
+
+def test_versions_of_another_interpreter_are_asked_of_it() -> None:
+    asked = measure.versions("numpy", "no-such-package", python=Path(sys.executable))
+    assert asked == measure.versions("numpy")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_says_how_it_is_called(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert f"scripts/benchmarks/{script.name}" in said and "--out" in said
+
+
+def test_every_script_is_in_the_readme() -> None:
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in SCRIPTS if f"`{path.name}`" not in text] == []
+
+
+def runs() -> dict[str, list[Measured]]:
+    """Of three runs each, nnU-Net takes three times as long and twice the memory."""
+    ours = [Measured(2.0, 2.0, 200.0), Measured(1.0, 1.0, 100.0), Measured(3.0, 3.0, 300.0)]
+    theirs = [Measured(6.0, 8.0, 400.0), Measured(5.0, 7.0, 400.0), Measured(50.0, 70.0, 500.0)]
+    return {"nnU-Net": theirs, "medseg": ours}
