@@ -24,8 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import yaml
-
+from medseg.planning.plan import Plan
 from scripts.benchmarks.ct_phantoms import write_phantoms
 from scripts.benchmarks.measure import (  # noqa: F401
     DATA,
@@ -121,7 +120,7 @@ def check(system: str, out: Path, cases: int) -> list[float]:
         plans = json.loads((out / NAME / "nnUNetPlans.json").read_text(encoding="utf-8"))
         spacing = plans["configurations"]["3d_fullres"]["spacing"]
     else:
-        spacing = yaml.safe_load((out / "plan.yaml").read_text(encoding="utf-8"))["spacing"]
+        spacing = Plan.load(out / "plan.yaml").spacing
     return sorted((round(float(n), 4) for n in spacing), reverse=True)
 
 
