@@ -89,22 +89,29 @@ def resample_labels(
     if not any(order):
         return resample_array(labels, shape, 0)
     axes = [Line(old, new, o) for old, new, o in zip(labels.shape, shape, order, strict=True)]
-    result = np.zeros(shape, np.int16)
-    best = np.zeros(shape, np.float32)
-    taken = np.zeros(shape, np.float32)
+    reached = {}
     for value, box in enumerate(boxes, 1):
-        if box is None:
-            continue
-        spans = [line.reached(s.start, s.stop) for line, s in zip(axes, box, strict=True)]
+        if box is not None:
+            spans = [line.reached(s.start, s.stop) for line, s in zip(axes, box, strict=True)]
+            if all(low < u for low, u in spans):
+                reached[value] = spans
+    result = np.zeros(shape, np.int16)
+    if not reached:
+        return result
+    # Beyond the box of all labels is background, and nothing is compared there.
+    start = [min(spans[axis][0] for spans in reached.values()) for axis in range(len(axes))]
+    end = [max(spans[axis][1] for spans in reached.values()) for axis in range(len(axes))]
+    chosen = result[tuple(map(slice, start, end))]
+    best = np.zeros(chosen.shape, np.float32)
+    taken = np.zeros(chosen.shape, np.float32)
+    for value, spans in reached.items():
         first, last = [low for low, _ in spans], [u for _, u in spans]
-        if any(low >= u for low, u in spans):
-            continue
-        window = tuple(slice(low, u) for low, u in spans)
         share = resample_window(lambda part, v=value: labels[part] == v, axes, first, last)  # type: ignore[misc]
+        window = tuple(slice(low - s, u - s) for (low, u), s in zip(spans, start, strict=True))
         better = share > best[window] + 1e-6
-        result[window][better] = value
+        chosen[window][better] = value
         np.maximum(best[window], share, out=best[window])
         taken[window] += share
     # Shares sum to one, so what the labels leave is background's.
-    result[best < 1 - taken - 1e-6] = 0
+    chosen[best < 1 - taken - 1e-6] = 0
     return result

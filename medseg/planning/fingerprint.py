@@ -244,12 +244,8 @@ def _measure(
         foreground, sizes = _labelled(mask, geometry, labels, case.id)
     else:
         foreground = present
-    where = np.flatnonzero(foreground)
-    if len(where) > samples:
-        seed = int.from_bytes(hashlib.sha256(case.id.encode()).digest()[:16], "little")
-        rng = np.random.Generator(np.random.Philox(key=seed))
-        where = where[np.sort(rng.integers(len(where), size=samples))]
-    crop = _box_shape(present)
+    where = _drawn(foreground, samples, case.id)
+    crop = [part.stop - part.start for part in _box(present)]
     return _Measured(
         CaseStatistics(
             id=case.id,
@@ -262,7 +258,7 @@ def _measure(
             sizes=sizes,
             lesions=lengths,
         ),
-        values=data.reshape(len(data), -1)[:, where].astype(np.float32),
+        values=data[(slice(None), *where)].astype(np.float32),
         span=span,
         modalities=_modalities(case, volume.modality, len(data)),
     )
@@ -270,7 +266,7 @@ def _measure(
 
 def _labelled(mask: Array, geometry: Geometry, labels: LabelTable, case: str) -> tuple[Array, dict[str, float]]:
     """Where ``mask`` holds a label, and the volume of each label or region."""
-    values, counts = np.unique(mask, return_counts=True)
+    values, counts = np.unique(mask.ravel(order="K"), return_counts=True)
     unknown = unique_values(labels, [int(v) for v in values])
     if unknown:
         raise MedsegError(
@@ -306,15 +302,30 @@ def _lengths(
     }
 
 
-def _box_shape(present: Array) -> tuple[int, ...]:
-    """Shape of the smallest box around the true voxels; the whole shape where there is none."""
+def _drawn(foreground: Array, samples: int, name: str) -> tuple[Array, ...]:
+    """The indices of the true voxels along each axis; of more than ``samples`` as many, drawn always alike by ``name``.
+
+    They are looked for in their box: a scan lies in Fortran order, and to go through all of it in another takes longest.
+    """
+    box = _box(foreground)
+    inside = foreground[box]
+    where = np.flatnonzero(inside)
+    if len(where) > samples:
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
+        rng = np.random.Generator(np.random.Philox(key=seed))
+        where = where[np.sort(rng.integers(len(where), size=samples))]
+    return tuple(at + part.start for at, part in zip(np.unravel_index(where, inside.shape), box, strict=True))
+
+
+def _box(present: Array) -> tuple[slice, ...]:
+    """The smallest box around the true voxels; the whole where there is none."""
     if not present.any():
-        return tuple(present.shape)
-    shape = []
+        return tuple(slice(0, n) for n in present.shape)
+    box = []
     for axis in range(present.ndim):
         found = np.flatnonzero(present.any(tuple(a for a in range(present.ndim) if a != axis)))
-        shape.append(int(found[-1] - found[0] + 1))
-    return tuple(shape)
+        box.append(slice(int(found[0]), int(found[-1]) + 1))
+    return tuple(box)
 
 
 def _modalities(case: Case, modality: str, channels: int) -> tuple[str, ...]:
