@@ -258,7 +258,7 @@ def _measure(
             sizes=sizes,
             lesions=lengths,
         ),
-        values=data[(slice(None), *where)].astype(np.float32),
+        values=np.stack([channel[where] for channel in data]).astype(np.float32),
         span=span,
         modalities=_modalities(case, volume.modality, len(data)),
     )
