@@ -19,14 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +50,9 @@ from medseg.runs import build_run
 from medseg.scans.names import case_id
 from medseg.structures import Case, Cohort, Prediction
 from medseg.training.run_folder import RunFolder, compare
+from scripts.benchmarks.measure import ROOT, command_line, machine, versions
 from scripts.benchmarks.monai_retinanet import NMS_IOU, MonaiFinder, MonaiLoss, evened
-from scripts.benchmarks.preprocess_vs_nnunet import machine
 
-ROOT = Path(__file__).resolve().parents[2]
 SYSTEMS: Mapping[str, Sequence[str]] = {
     "medseg": (),
     "segmentation": ("task=segmentation", "task.components=true"),
@@ -102,7 +99,8 @@ def main() -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)  # the same command goes on
-    result |= {"command": _command(), "machine": machine(load) | {"device": _device()}, "versions": _versions()}
+    result |= {"command": command_line(), "machine": machine(load) | {"device": _device()}}
+    result |= {"versions": versions("medseg", "monai", "torch")}
     text = markdown(result)
     print(text)
     write_text(arguments.out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -316,14 +314,6 @@ def _say(text: str) -> None:
 
 def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-
-
-def _versions() -> dict[str, str]:
-    return {**{name: version(name) for name in ("medseg", "monai", "torch")}, "python": platform.python_version()}
-
-
-def _command() -> str:
-    return f"python scripts/benchmarks/detectors.py {shlex.join(sys.argv[1:])}"
 
 
 def _arguments() -> argparse.Namespace:

@@ -8,12 +8,10 @@ system's peak memory is that of a process of its own. The aim is three times the
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import multiprocessing
 import os
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -33,40 +31,45 @@ from medseg.networks import build_network
 from medseg.planning.plan import Channel, Plan
 from medseg.structures import LabelTable
 from medseg.tasks import build_task
-from scripts.benchmarks.preprocess_vs_nnunet import machine
+from scripts.benchmarks.measure import in_turn, middle, numbers, parser, publish, ratio_of, record, table, versions
 
 METHODS = ("grad_cam", "hires_cam", "depth_cam", "gradient")
 NETWORK = {"_target_": "medseg.networks.unet.plain_unet"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=_numbers, default=(192, 192, 160), help="of the volume on the plan's grid")
-    parser.add_argument("--patch", type=_numbers, default=(96, 96, 80), help="of a window")
-    parser.add_argument("-n", "--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    load = os.getloadavg()
+    made = parser(__doc__, repeats=3)
+    made.add_argument("--shape", type=numbers, default=(192, 192, 160), help="of the volume on the plan's grid")
+    made.add_argument("--patch", type=numbers, default=(96, 96, 80), help="of a window")
+    arguments, load = made.parse_args(), os.getloadavg()
     names = ("prediction", *METHODS)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    memory: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(arguments.repeats):
-        for name in names:  # in turn, each in a process of its own
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                taken, peak = pool.apply(measured, (name, arguments.shape, arguments.patch))
-            seconds[name].append(taken)
-            memory[name].append(peak)
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
-    lines = ["| what | seconds | × prediction | peak memory, MB | × prediction |", "|---|---|---|---|---|"]
-    for name in names:
-        peak = statistics.median(memory[name])
-        ratio, more = middle[name] / middle["prediction"], peak / statistics.median(memory["prediction"])
-        lines.append(f"| {name} | {middle[name]:.2f} | {ratio:.2f} | {peak:.0f} | {more:.2f} |")
-    text = "\n".join(lines)
-    sys.stdout.write(text + "\n")
-    if arguments.out is not None:
-        found = {"seconds": seconds, "memory_mb": memory, "machine": machine(load), "torch": torch.__version__}
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    runs = in_turn(
+        {name: functools.partial(apart, name, arguments.shape, arguments.patch) for name in names}, arguments.repeats
+    )
+    seconds = {name: middle(taken for taken, _ in of) for name, of in runs.items()}
+    memory = {name: middle(peak for _, peak in of) for name, of in runs.items()}
+    rows = [
+        [
+            name,
+            f"{seconds[name]:.2f}",
+            f"{ratio_of(seconds[name], seconds['prediction']):.2f}",
+            f"{memory[name]:.0f}",
+            f"{ratio_of(memory[name], memory['prediction']):.2f}",
+        ]
+        for name in names
+    ]
+    shown = table(["what", "seconds", "× prediction", "peak memory, MB", "× prediction"], rows)
+    what = f"explain a volume of {arguments.shape} voxels, windows {arguments.patch}, {arguments.repeats} runs in turn"
+    result = record(
+        what, load, {"both": versions("medseg", "torch", "captum")}, seconds=seconds, memory_mb=memory, runs=runs
+    )
+    publish(result, shown, arguments.out)
+
+
+def apart(name: str, shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[float, float]:
+    """What `measured` says in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measured, (name, shape, patch))
 
 
 def measured(name: str, shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[float, float]:
@@ -123,10 +126,6 @@ def model_of(patch: tuple[int, ...]) -> Model:
     torch.manual_seed(0)
     weights = build_network(NETWORK, plan, 3).state_dict()
     return Model(plan=plan, task={"name": "segmentation"}, network=NETWORK, weights=weights)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -12,25 +12,25 @@ its host may still hold them).
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import numpy as np
 import pydicom
-from preprocess_vs_nnunet import machine
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from scripts.benchmarks.measure import in_turn, middle, parser, publish, ratio_of, record, table, versions
 
 SLICES = 100
 FILES = "[os.path.join(here, name) for here, _, names in os.walk(folder) for name in names]"
@@ -78,42 +78,34 @@ print(time.perf_counter() - wall, time.process_time() - cpu, found)
 
 
 def main() -> None:
-    arguments = _arguments()
-    load = os.getloadavg()
+    arguments, load = _arguments(), os.getloadavg()
     systems = [*SYSTEMS, *(["dcm2niix -n -1"] if _dcm2niix() else [])]
     runs: dict[str, dict[str, list[tuple[float, float]]]] = {}
     with tempfile.TemporaryDirectory(prefix="medseg-benchmark-", dir=arguments.folder) as name:
         folder = Path(name) / "data"
         stored = write_files(folder, arguments.files)
         series = -(-arguments.files // SLICES)
-        for state in ("warm", "cold"):
-            runs[state] = {system: [] for system in systems}
-            for number in range(arguments.n):
-                for system in systems if number % 2 == 0 else systems[::-1]:
-                    forget(folder) if state == "cold" else remember(folder)
-                    wall, cpu, found = run(system, folder)
-                    if found not in (series, 0):
-                        sys.exit(f"{system}: expected {series} series, found {found}")
-                    runs[state][system].append((wall, cpu))
-                    print(f"{state} {number + 1}/{arguments.n} {system}: {wall:.2f} s", file=sys.stderr)
-    result: dict[str, Any] = {
-        "what": f"sort {arguments.files} DICOM files ({stored / 1e6:.0f} MB, {series} series), {arguments.n} runs in turn",
-        "command": " ".join(["python", "scripts/benchmarks/find_dicom.py", *sys.argv[1:]]),
-        "machine": machine(load),
-        "versions": {
-            "python": platform.python_version(),
-            **dict(_versions("medseg", "pydicom", "SimpleITK", "dcm2niix")),
-        },
-        "median_wall_s": {state: _medians(of, 0) for state, of in runs.items()},
-        "median_cpu_s": {state: _medians(of, 1) for state, of in runs.items()},
-    }
-    result["over_disk"] = {
-        state: {system: round(wall / of["disk"], 2) for system, wall in of.items()}
-        for state, of in result["median_wall_s"].items()
-    }
-    show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        for state, prepare in (("warm", remember), ("cold", forget)):
+
+            def once(system: str, prepare: Any = prepare) -> tuple[float, float]:
+                prepare(folder)
+                wall, cpu, found = run(system, folder)
+                if found not in (series, 0):
+                    sys.exit(f"{system}: expected {series} series, found {found}")
+                return wall, cpu
+
+            runs[state] = in_turn({s: functools.partial(once, s) for s in systems}, arguments.repeats)
+    walls, cpus = ({state: _medians(of, which) for state, of in runs.items()} for which in (0, 1))
+    over_disk = {state: {s: ratio_of(wall, of["disk"]) for s, wall in of.items()} for state, of in walls.items()}
+    result = record(
+        f"sort {arguments.files} DICOM files ({stored / 1e6:.0f} MB, {series} series), {arguments.repeats} runs in turn",
+        load,
+        {"all": versions("medseg", "pydicom", "SimpleITK", "dcm2niix")},
+        median_wall_s=walls,
+        median_cpu_s=cpus,
+        over_disk=over_disk,
+    )
+    publish(result, shown(result), arguments.out)
 
 
 def write_files(folder: Path, count: int) -> int:
@@ -208,39 +200,27 @@ def _dcm2niix() -> str:
     return str(beside) if beside.exists() else shutil.which("dcm2niix") or ""
 
 
-def _versions(*names: str) -> Iterator[tuple[str, str]]:
-    for name in names:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
-
-
 def _medians(runs: Mapping[str, list[tuple[float, float]]], which: int) -> dict[str, float]:
-    return {system: round(statistics.median(one[which] for one in measured), 3) for system, measured in runs.items()}
+    return {system: middle(one[which] for one in measured) for system, measured in runs.items()}
 
 
-def show(result: Mapping[str, Any]) -> None:
-    machine = result["machine"]
-    print(f"{result['what']}\n{result['command']}")
-    print(f"{machine['cores']} cores, {machine['processor']}, load before {machine['load_before']}")
-    print(f"{'median':<18}{'warm s':>9}{'cpu s':>9}{'/ disk':>9}{'cold s':>9}{'/ disk':>9}")
-    walls, ratios = result["median_wall_s"], result["over_disk"]
-    for system, wall in walls["warm"].items():
-        cpu = result["median_cpu_s"]["warm"][system]
-        print(f"{system:<18}{wall:>9.2f}{cpu:>9.2f}{ratios['warm'][system]:>9.2f}", end="")
-        print(f"{walls['cold'][system]:>9.2f}{ratios['cold'][system]:>9.2f}")
+def shown(result: Mapping[str, Any]) -> str:
+    walls, cpus, ratios = (result[name] for name in ("median_wall_s", "median_cpu_s", "over_disk"))
+    rows = [
+        [system, wall, cpus["warm"][system], ratios["warm"][system], walls["cold"][system], ratios["cold"][system]]
+        for system, wall in walls["warm"].items()
+    ]
+    header = ["by", "warm s", "cpu s", "÷ disk", "cold s", "÷ disk"]
+    return table(header, [[row[0], *(f"{value:.2f}" for value in row[1:])] for row in rows])
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=10_000, help="how many (default 10000)")
-    parser.add_argument("-n", type=int, default=3, help="runs of each (default 3)")
-    parser.add_argument(
+    made = parser(__doc__, repeats=3)
+    made.add_argument("--files", type=int, default=10_000, help="how many (default 10000)")
+    made.add_argument(
         "--folder", type=Path, help="where to make the files: the disk that is measured (default: the temporary folder)"
     )
-    parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
-    return parser.parse_args()
+    return made.parse_args()
 
 
 if __name__ == "__main__":

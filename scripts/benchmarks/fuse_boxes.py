@@ -9,22 +9,22 @@ keeps one box a group and merges nothing, so its result is compared with medseg'
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import os
-import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
 from monai.data.box_utils import non_max_suppression
-from preprocess_vs_nnunet import machine
 
 from medseg.tiling.fusion import nms, soft_nms, weighted_box_clustering
+from scripts.benchmarks.measure import in_turn, middle, parser, publish, ratio_of, record, table, versions
 
 SHAPE = (512, 512, 300)
 IOU = 0.1
@@ -55,37 +55,39 @@ def measure(count: int, repeats: int) -> dict[str, Any]:
         "NMS": lambda: nms(boxes, scores, labels, IOU),
         "MONAI's NMS": lambda: non_max_suppression(*tensors, nms_thresh=IOU),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
     results = {}
-    for _ in range(repeats):
-        for name, run in systems.items():
-            begin = time.perf_counter()
-            results[name] = run()
-            seconds[name].append(time.perf_counter() - begin)
+
+    def once(name: str) -> float:
+        begin = time.perf_counter()
+        results[name] = systems[name]()
+        return time.perf_counter() - begin
+
+    seconds = in_turn({name: functools.partial(once, name) for name in systems}, repeats)
     ours = {tuple(row) for row in np.round(results["NMS"][0], 6)}
     theirs = {tuple(row) for row in np.round(boxes[results["MONAI's NMS"].numpy()], 6)}
     return {
         "boxes": count,
-        "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},
+        "seconds": {name: middle(times) for name, times in seconds.items()},
         "kept": {name: len(found[0]) if isinstance(found, tuple) else len(found) for name, found in results.items()},
         "suppressions_agree": ours == theirs,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("-n", "--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    made = parser(__doc__, repeats=5)
+    made.add_argument("--count", type=int, default=10_000)
+    arguments, load = made.parse_args(), os.getloadavg()
     torch.set_num_threads(1)
-    result = {**measure(given.count, given.repeats), "machine": machine(os.getloadavg())}
-    peer = result["seconds"]["MONAI's NMS"]
-    for name, median in result["seconds"].items():
-        print(f"{name:<24} {median:8.3f} s  {median / peer:5.2f}×  {result['kept'][name]} boxes")
-    print(f"both suppressions keep the same boxes: {result['suppressions_agree']}")
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    found = measure(arguments.count, arguments.repeats)
+    peer = found["seconds"]["MONAI's NMS"]
+    rows = [
+        [name, f"{median:.3f}", f"{ratio_of(peer, median):.2f}", found["kept"][name]]
+        for name, median in found["seconds"].items()
+    ]
+    shown = table(["by", "s", "MONAI's ÷ it", "boxes"], rows)
+    shown += f"\n\nboth suppressions keep the same boxes: {found['suppressions_agree']}"
+    what = f"make one set of {arguments.count} raw boxes on one thread, {arguments.repeats} runs in turn"
+    publish(record(what, load, {"both": versions("medseg", "monai", "torch", "numpy")}, **found), shown, arguments.out)
 
 
 if __name__ == "__main__":

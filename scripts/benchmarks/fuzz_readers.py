@@ -15,7 +15,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 import resource
 import shutil
 import signal
@@ -27,7 +26,6 @@ import warnings
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,9 @@ from medseg.errors import MedsegError
 from medseg.scans import read_geometry, read_mask, read_volume
 from medseg.scans.find import Found, find
 from medseg.scans.reading import ScanError
-from scripts.benchmarks.fuzz_files import Seed, mutations, seeds
+from scripts.benchmarks.fuzz_files import Seed, seeds
+from scripts.benchmarks.fuzz_mutations import mutations
+from scripts.benchmarks.measure import command_line, versions
 
 CPU_S, WALL_S = 10, 60
 MEMORY_MB = 128
@@ -231,7 +231,7 @@ def _report(outcomes: list[Outcome], arguments: argparse.Namespace, seconds: flo
         by_format.setdefault(outcome.seed, Counter())[outcome.ended] += 1
         by_mutation.setdefault(outcome.mutation, Counter())[outcome.ended] += 1
     report: dict[str, Any] = {
-        "command": " ".join(["fuzz_readers.py", *sys.argv[1:]]),
+        "command": command_line(),
         "seed": arguments.seed,
         "count": len(outcomes),
         "ended": dict(Counter(outcome.ended for outcome in outcomes)),
@@ -242,10 +242,7 @@ def _report(outcomes: list[Outcome], arguments: argparse.Namespace, seconds: flo
         "by_format": {name: dict(counts) for name, counts in sorted(by_format.items())},
         "by_mutation": {name: dict(counts) for name, counts in sorted(by_mutation.items())},
         "seconds": round(seconds, 1),
-        "python": platform.python_version(),
-        "versions": {
-            name: version(name) for name in ("numpy", "pydicom", "nibabel", "pynrrd", "pillow", "python-gdcm")
-        },
+        "versions": versions("numpy", "pydicom", "nibabel", "pynrrd", "pillow", "python-gdcm"),
     }
     if arguments.only is not None:
         report["case"] = asdict(outcomes[0])

@@ -4,8 +4,8 @@
     .venv/bin/python scripts/benchmarks/huge_scan.py --shape 256,256,200 --outputs 30 --memory-gb 2
 
 A phantom of tissue in air is written as an int16 NIfTI, slice by slice. ``medseg predict`` runs in a process of its own, whose
-memory and that of all its children is read from /proc ten times a second (resident pages; what processes share is counted in
-each). Then a crop is predicted without a bound, by the windows that the scan has there, and its inside compared with the mask.
+memory and that of all its children is read from /proc (resident pages; what processes share is counted in each). Then a crop is
+predicted without a bound, by the windows that the scan has there, and its inside compared with the mask.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ from medseg.tasks import build_task
 from medseg.tiling.blending import GaussianBlender
 from medseg.tiling.windows import axis_starts, cut_window
 from medseg.volume import Geometry, Volume
-from scripts.benchmarks.preprocess_vs_nnunet import machine
+from scripts.benchmarks.measure import numbers, parser, publish, record, table, versions, watch
 
 NETWORK = {"_target_": "medseg.networks.unet.plain_unet"}
 SPACING = (0.4, 0.4, 0.4)
@@ -45,19 +43,18 @@ AIR = -1024
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=_numbers, default=(1024, 1024, 1000))
-    parser.add_argument("--outputs", type=int, default=100, help="of the network, background among them")
-    parser.add_argument("--patch", type=_numbers, default=(64, 64, 64))
-    parser.add_argument("--overlap", type=float, default=0.25)
-    parser.add_argument("--spacing", type=float, default=SPACING[0], help="of the plan; that of the scan is 0.4 mm")
-    parser.add_argument("--memory-gb", type=float, default=8.0)
-    parser.add_argument(
+    made = parser(__doc__)
+    made.add_argument("--shape", type=numbers, default=(1024, 1024, 1000))
+    made.add_argument("--outputs", type=int, default=100, help="of the network, background among them")
+    made.add_argument("--patch", type=numbers, default=(64, 64, 64))
+    made.add_argument("--overlap", type=float, default=0.25)
+    made.add_argument("--spacing", type=float, default=SPACING[0], help="of the plan; that of the scan is 0.4 mm")
+    made.add_argument("--memory-gb", type=float, default=8.0)
+    made.add_argument(
         "--crop", type=int, default=5, help="windows along each axis of what is predicted without a bound"
     )
-    parser.add_argument("--work", type=Path, default=Path("huge_scan"), help="folder of scan, model and results")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    made.add_argument("--work", type=Path, default=Path("huge_scan"), help="folder of scan, model and results")
+    arguments, load = made.parse_args(), os.getloadavg()
     arguments.work.mkdir(parents=True, exist_ok=True)
     scan, model = arguments.work / "scans" / "huge.nii", arguments.work / "model"
     write_scan(scan, arguments.shape)
@@ -71,32 +68,31 @@ def main() -> None:
         "runtime=torch",
         f"runtime.memory_gb={arguments.memory_gb}",
     ]
-    load = os.getloadavg()
-    seconds, peak, log = watched(command)
+    log = arguments.work / "log.txt"
+    measured = watch(command, log=log)
     voxels, same = compared(scan, model, output / "huge" / "mask.nii.gz", arguments)
-    record = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["cases"]["huge"]
-    result = {
-        "what": f"predict {'×'.join(map(str, arguments.shape))} int16, {arguments.outputs} outputs, windows {arguments.patch}",
-        "command": " ".join([Path(command[0]).name, *command[1:]]),
-        "machine": machine(load),
-        "seconds": round(seconds, 1),
-        "peak_gb": round(peak / 1e9, 3),
-        "granted_gb": arguments.memory_gb,
-        "said": next((line for line in log.splitlines() if "memory:" in line), ""),
-        "windows": record["windows"],
-        "compared_voxels": voxels,
-        "same": same,
-    }
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    sys.stdout.write(text + "\n")
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    if peak > arguments.memory_gb * 1e9 or same < 0.9999:
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    peak_gb = measured.resident_mb * 2**20 / 1e9
+    result = record(
+        f"predict {'×'.join(map(str, arguments.shape))} int16, {arguments.outputs} outputs, windows {arguments.patch}",
+        load,
+        {"medseg": versions("medseg", "torch", "numpy")},
+        predict=" ".join([Path(command[0]).name, *command[1:]]),
+        seconds=round(measured.wall_s, 1),
+        peak_gb=round(peak_gb, 3),
+        granted_gb=arguments.memory_gb,
+        said=next((line for line in said if "memory:" in line), ""),
+        windows=json.loads((output / "manifest.json").read_text(encoding="utf-8"))["cases"]["huge"]["windows"],
+        compared_voxels=voxels,
+        same=same,
+    )
+    shown = table(
+        ["seconds", "peak GB", "granted GB", "compared voxels", "the same"],
+        [[f"{measured.wall_s:.0f}", f"{peak_gb:.2f}", arguments.memory_gb, voxels, f"{same:.5f}"]],
+    )
+    publish(result, f"{shown}\n\n{result['said']}", arguments.out)
+    if peak_gb > arguments.memory_gb or same < 0.9999:
         raise SystemExit("the bound or the mask is not what was said")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(","))
 
 
 def write_scan(path: Path, shape: tuple[int, ...]) -> None:
@@ -133,45 +129,6 @@ def random_model(arguments: argparse.Namespace) -> Model:
         torch.manual_seed(0)
         network = build_network(NETWORK, plan, arguments.outputs)
     return Model(plan=plan, task={"name": "segmentation"}, network=NETWORK, weights=network.state_dict())
-
-
-def watched(command: list[str]) -> tuple[float, int, str]:
-    """Seconds, the highest sum of resident bytes of the process and all its children, and what it said."""
-    started, peak = time.monotonic(), 0
-    log = Path("huge_scan.log")
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            peak = max(peak, sum(map(_resident, _tree(process.pid))))
-            time.sleep(0.1)
-    said = log.read_text(encoding="utf-8")
-    log.unlink()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{said[-3000:]}")
-    return time.monotonic() - started, peak, said
-
-
-def _tree(root: int) -> list[int]:
-    """The process and all that descend from it."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue  # it has just ended
-            children.setdefault(parent, []).append(int(entry.name))
-    found = [root]
-    for one in found:
-        found.extend(children.get(one, []))
-    return found
-
-
-def _resident(process: int) -> int:
-    try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def compared(scan: Path, model: Path, mask: Path, arguments: argparse.Namespace) -> tuple[int, float]:

@@ -14,20 +14,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-from preprocess_vs_nnunet import NAME, NNUNET, ROOT, convert, machine, nnunet_version
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.benchmarks.measure import DATA, parser, publish, record, table, watch
+from scripts.benchmarks.nnunet_peer import (
+    NAME,
+    NNUNET,
+    NUMBER,
+    both_versions,
+    compare_masks,
+    convert,
+    copy_scans,
+    ensure_peer,
+    environment,
+)
 
 AIM = 0.999
 KINDS = ("whole", "windows", "slices", "coarse", "residual", "folds")
@@ -47,41 +54,39 @@ trainer.run_training()
 
 
 def main() -> None:
-    arguments = _arguments()
-    if not (NNUNET / "nnUNetv2_predict").exists():
-        sys.exit("nnU-Net is not installed: run `bash scripts/benchmarks/nnunet.sh` first")
+    arguments, load = _arguments(), os.getloadavg()
+    ensure_peer()
     arguments.work.mkdir(parents=True, exist_ok=True)
     prepare(arguments.data, arguments.work, arguments.training)
     scans = copy_cases(arguments.data, arguments.work / "scans", arguments.training, arguments.cases)
     rows: list[dict[str, Any]] = []
     seconds: dict[str, dict[str, float]] = {}
     for kind in arguments.kinds:
-        started = time.monotonic()
-        model = train(arguments.work, kind, arguments.steps)
-        print(f"{kind}: trained in {time.monotonic() - started:.0f} s", file=sys.stderr)
+        model, theirs, ours = train(arguments.work, kind, arguments.steps), *places(arguments.work, kind)
         seconds[kind] = {
-            "nnU-Net": predict_nnunet(arguments.work, model, scans, arguments.work / f"nnunet_{kind}", kind),
-            "medseg": predict_medseg(model, scans, arguments.work / f"medseg_{kind}"),
+            "nnU-Net": predict_nnunet(arguments.work, scans, theirs, kind),
+            "medseg": predict_medseg(model, scans, ours),
         }
-        rows += compare(kind, arguments.work / f"nnunet_{kind}", arguments.work / f"medseg_{kind}")
-    result = {
-        "what": f"Dice of the masks of nnUNetv2_predict -device cpu and of medseg import + predict, {arguments.cases} cases",
-        "command": " ".join(["python", "scripts/benchmarks/import_vs_nnunet.py", *sys.argv[1:]]),
-        "machine": machine(os.getloadavg()),
-        "versions": {
-            "nnU-Net": nnunet_version(),
-            **{name: version(name) for name in ("medseg", "torch")},
-            "python": platform.python_version(),
-        },
-        "aim": AIM,
-        "lowest": {kind: min(row["dice"] for row in rows if row["kind"] == kind) for kind in arguments.kinds},
-        "differing_voxels": {k: sum(r["differ"] for r in rows if r["kind"] == k) for k in arguments.kinds},
-        "seconds": seconds,
-        "rows": rows,
-    }
-    show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        found = compare_masks(theirs, ours)
+        if not any(row["label"] for row in found):
+            sys.exit(f"{kind}: nnU-Net found nothing in any case; train for more steps")
+        rows += [{"kind": kind, **row} for row in found]
+    result = record(
+        f"Dice of the masks of nnUNetv2_predict -device cpu and of medseg import + predict, {arguments.cases} cases",
+        load,
+        both_versions("numpy"),
+        aim=AIM,
+        lowest={kind: min(row["dice"] for row in rows if row["kind"] == kind) for kind in arguments.kinds},
+        differing_voxels={k: sum(r["differ"] for r in rows if r["kind"] == k) for k in arguments.kinds},
+        seconds=seconds,
+        rows=rows,
+    )
+    publish(result, shown(result), arguments.out)
+
+
+def places(work: Path, kind: str) -> tuple[Path, Path]:
+    """The folders of nnU-Net's masks and of medseg's."""
+    return work / f"nnunet_{kind}", work / f"medseg_{kind}"
 
 
 def prepare(data: Path, work: Path, training: int) -> None:
@@ -91,14 +96,14 @@ def prepare(data: Path, work: Path, training: int) -> None:
         return
     shutil.rmtree(work, ignore_errors=True)
     convert(data, work / "raw" / NAME, training)
-    command = [NNUNET / "nnUNetv2_plan_and_preprocess", "-d", str(int(NAME[7:10])), "-c", "3d_fullres", "2d"]
-    run([*command, "-npfp", "1", "-np", "1", "1"], work)
+    command = [NNUNET / "nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", "3d_fullres", "2d"]
+    watch([*command, "-npfp", "1", "-np", "1", "1"], environment=environment(work))
     plans = json.loads((base / "nnUNetPlans.json").read_text(encoding="utf-8"))
     for kind, changes in configurations(plans["configurations"]).items():
         plans["configurations"][kind] = changes
     (base / "nnUNetPlans.json").write_text(json.dumps(plans, indent=1), encoding="utf-8")
-    command = [NNUNET / "nnUNetv2_preprocess", "-d", str(int(NAME[7:10])), "-c", "coarse", "-np", "1"]
-    run(command, work)
+    command = [NNUNET / "nnUNetv2_preprocess", "-d", NUMBER, "-c", "coarse", "-np", "1"]
+    watch(command, environment=environment(work))
     (base / "prepared").touch()
 
 
@@ -134,12 +139,8 @@ def configurations(planned: Mapping[str, Any]) -> dict[str, Any]:
 
 def copy_cases(data: Path, out: Path, skip: int, count: int) -> Path:
     """Cases that were not trained on, named as nnU-Net wants its input."""
-    out.mkdir(exist_ok=True)
     listed = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["training"][skip : skip + count]
-    for entry in listed:
-        stem = Path(entry["image"]).name.removesuffix(".nii.gz")
-        shutil.copy(data / entry["image"], out / f"{stem}_0000.nii.gz")
-    return out
+    return copy_scans(data, out, [Path(entry["image"]).name.removesuffix(".nii.gz") for entry in listed])
 
 
 def train(work: Path, kind: str, steps: int) -> Path:
@@ -147,17 +148,18 @@ def train(work: Path, kind: str, steps: int) -> Path:
     model = work / "results" / NAME / f"nnUNetTrainer__nnUNetPlans__{kind}"
     for fold in range(2 if kind == "folds" else 1):
         if not (model / f"fold_{fold}" / "checkpoint_final.pth").exists():
-            base = work / "preprocessed" / NAME
-            run([NNUNET / "python", "-c", TRAIN, str(base), kind, str(fold), str(steps)], work, workers=0)
+            command = [NNUNET / "python", "-c", TRAIN, work / "preprocessed" / NAME, kind, fold, steps]
+            took = watch(command, environment=environment(work, workers=0))
+            print(f"{kind}: fold {fold} trained in {took.wall_s:.0f} s", file=sys.stderr)
     return model
 
 
-def predict_nnunet(work: Path, model: Path, scans: Path, out: Path, kind: str) -> float:
+def predict_nnunet(work: Path, scans: Path, out: Path, kind: str) -> float:
     """Seconds of ``nnUNetv2_predict``."""
     shutil.rmtree(out, ignore_errors=True)
     folds = ["0", "1"] if kind == "folds" else ["0"]
-    command = [NNUNET / "nnUNetv2_predict", "-i", str(scans), "-o", str(out), "-d", str(int(NAME[7:10]))]
-    return run([*command, "-c", kind, "-f", *folds, "-device", "cpu", "-npp", "1", "-nps", "1"], work)
+    command = [NNUNET / "nnUNetv2_predict", "-i", scans, "-o", out, "-d", NUMBER, "-c", kind, "-f", *folds]
+    return watch([*command, "-device", "cpu", "-npp", "1", "-nps", "1"], environment=environment(work)).wall_s
 
 
 def predict_medseg(model: Path, scans: Path, out: Path) -> float:
@@ -165,79 +167,40 @@ def predict_medseg(model: Path, scans: Path, out: Path) -> float:
     shutil.rmtree(out, ignore_errors=True)
     medseg = [sys.executable, "-m", "medseg"]
     imported = out.with_name(f"{out.name}_model")
-    run([*medseg, "import", "from=nnunet", f"source={model}", f"output={imported}", "overwrite=true"], out.parent)
+    watch([*medseg, "import", "from=nnunet", f"source={model}", f"output={imported}", "overwrite=true"])
     command = [
         *medseg,
         "predict",
         f"model={imported}",
         f"input={scans}",
         f"output={out}",
-        "runtime=torch",
-        "runtime.precision=float32",
+        "overlays=false",
+        "report=false",
     ]
-    return run([*command, "overlays=false", "report=false"], out.parent)
+    return watch([*command, "runtime=torch", "runtime.precision=float32"]).wall_s
 
 
-def run(command: Sequence[Any], work: Path, workers: int = 1) -> float:
-    """Run a command to its end, its output shown only if it fails; returns its seconds."""
-    environment = dict(os.environ) | {"nnUNet_compile": "f", "nnUNet_n_proc_DA": str(workers)}
-    for name in ("raw", "preprocessed", "results"):
-        environment[f"nnUNet_{name}"] = str(work / name)
-    if Path(command[0]).parent == NNUNET:
-        environment.pop("PYTHONPATH", None)
-    started = time.monotonic()
-    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(
-            f"{' '.join(map(str, command))}\nfailed with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}"
-        )
-    return time.monotonic() - started
-
-
-def compare(kind: str, theirs: Path, ours: Path) -> list[dict[str, Any]]:
-    """A row a case and label: Dice of both masks, and how many voxels differ."""
-    rows = []
-    for path in sorted(theirs.glob("*.nii.gz")):
-        case = path.name.removesuffix(".nii.gz")
-        a, b = (np.asarray(nib.load(p).dataobj) for p in (path, ours / case / "mask.nii.gz"))
-        for label in sorted({*np.unique(a), *np.unique(b)} - {0}):
-            both = int((a == label).sum() + (b == label).sum())
-            dice = 2 * int(((a == label) & (b == label)).sum()) / both
-            differ = int(((a == label) != (b == label)).sum())
-            rows.append(
-                {"kind": kind, "case": case, "label": int(label), "dice": dice, "differ": differ, "voxels": both // 2}
-            )
-    if not rows:
-        sys.exit(f"{kind}: nnU-Net found nothing in any case; train for more steps")
-    return rows
-
-
-def show(result: Mapping[str, Any]) -> None:
-    print(f"{result['what']}\n{result['command']}\n{result['machine']}\n{result['versions']}")
-    print(f"{'kind':<10}{'case':<20}{'label':>6}{'voxels':>8}{'differ':>8}{'Dice':>10}")
-    for row in result["rows"]:
-        print(
-            f"{row['kind']:<10}{row['case']:<20}{row['label']:>6}{row['voxels']:>8}{row['differ']:>8}{row['dice']:>10.5f}"
-        )
+def shown(result: Mapping[str, Any]) -> str:
+    names = ["kind", "case", "label", "voxels", "differ", "dice"]
+    lines = [table(names, [[row[name] for name in names[:-1]] + [f"{row['dice']:.5f}"] for row in result["rows"]])]
     for kind, lowest in result["lowest"].items():
         verdict = "agrees" if lowest >= result["aim"] else "DIFFERS"
-        print(f"{kind}: lowest Dice {lowest:.5f}, {verdict} (aim {result['aim']}); seconds {result['seconds'][kind]}")
+        lines.append(
+            f"{kind}: lowest Dice {lowest:.5f}, {verdict} (aim {result['aim']}); seconds {result['seconds'][kind]}"
+        )
+    return "\n".join(lines)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = ROOT.parent / "shared" / "data" / "hippocampus"
-    work = Path(tempfile.gettempdir()) / "medseg-import"
-    parser.add_argument(
-        "--data", type=Path, default=default, help="an MSD folder (default: ../shared/data/hippocampus)"
-    )
-    parser.add_argument("--work", type=Path, default=work, help=f"what is trained stays there (default: {work})")
-    parser.add_argument("--training", type=int, default=20, help="cases to train on (default 20)")
-    parser.add_argument("--cases", type=int, default=10, help="cases to predict (default 10)")
-    parser.add_argument("--steps", type=int, default=150, help="training steps of a fold (default 150)")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
-    return parser.parse_args()
+    made = parser(__doc__)
+    default, work = DATA / "hippocampus", Path(tempfile.gettempdir()) / "medseg-import"
+    made.add_argument("--data", type=Path, default=default, help="an MSD folder (default: ../shared/data/hippocampus)")
+    made.add_argument("--work", type=Path, default=work, help=f"what is trained stays there (default: {work})")
+    made.add_argument("--training", type=int, default=20, help="cases to train on (default 20)")
+    made.add_argument("--cases", type=int, default=10, help="cases to predict (default 10)")
+    made.add_argument("--steps", type=int, default=150, help="training steps of a fold (default 150)")
+    made.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    return made.parse_args()
 
 
 if __name__ == "__main__":

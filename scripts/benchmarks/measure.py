@@ -148,13 +148,6 @@ def in_turn(systems: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, l
     return answers
 
 
-def seconds_of(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
-    """How long one call takes."""
-    started = clock()
-    work()
-    return clock() - started
-
-
 def compare(
     what: str,
     runs: Mapping[str, Sequence[Measured]],

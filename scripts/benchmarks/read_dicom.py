@@ -10,25 +10,25 @@ are compared with those that were written, in every run.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from preprocess_vs_nnunet import machine
+from scripts.benchmarks.measure import in_turn, middle, parser, publish, ratio_of, record, table, versions
 
 Array = np.ndarray[Any, Any]
 Reader = Callable[[Path], Array]
@@ -92,7 +92,6 @@ IMPORTS = {
     "highdicom": "highdicom",
     "MONAI PydicomReader": "monai.data",
 }
-PACKAGES = {"MONAI PydicomReader": "monai"}
 
 
 def main() -> None:
@@ -105,28 +104,25 @@ def main() -> None:
         folder = Path(name) / "series"
         truth = write_series(folder, arguments.slices, arguments.size, arguments.syntax)
         systems = [*READERS, "dcm2niix"] if arguments.systems is None else arguments.systems
-        runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
-        for number in range(arguments.n):
-            for system in systems if number % 2 == 0 else systems[::-1]:
-                found = run(system, folder)
-                runs[system].append({**found, "equal": found.pop("values") == truth})
-                print(f"{number + 1}/{arguments.n} {system}: {found}", file=sys.stderr)
+
+        def once(system: str) -> dict[str, Any]:
+            found = run(system, folder)
+            return {**found, "equal": found.pop("values") == truth}
+
+        runs = in_turn({system: functools.partial(once, system) for system in systems}, arguments.repeats)
     volume_mb = arguments.slices * arguments.size**2 * 4 / 1e6
     medians = {system: _median(measured) for system, measured in runs.items()}
-    result = {
-        "what": f"{arguments.slices} slices of {arguments.size}×{arguments.size} in int16, {arguments.syntax}, "
-        f"{arguments.n} runs in turn; the float32 volume has {volume_mb:.0f} MB",
-        "command": " ".join(["python", "scripts/benchmarks/read_dicom.py", *sys.argv[1:]]),
-        "machine": machine(load),
-        "versions": {system: _version(PACKAGES.get(system, system)) for system in systems},
-        "volume_mb": round(volume_mb, 1),
-        "median": medians,
-        "over_medseg": {s: round(m["seconds"] / medians["medseg"]["seconds"], 2) for s, m in medians.items()},
-        "runs": runs,
-    }
-    show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = record(
+        f"{arguments.slices} slices of {arguments.size}×{arguments.size} in int16, {arguments.syntax}, "
+        f"{arguments.repeats} runs in turn; the float32 volume has {volume_mb:.0f} MB",
+        load,
+        {"all": versions("medseg", "SimpleITK", "pydicom", "highdicom", "monai", "dcm2niix", "numpy")},
+        volume_mb=round(volume_mb, 1),
+        median=medians,
+        over_medseg={s: ratio_of(m["seconds"], medians["medseg"]["seconds"]) for s, m in medians.items()},
+        runs=runs,
+    )
+    publish(result, shown(result), arguments.out)
 
 
 def write_series(folder: Path, slices: int, size: int, syntax: str) -> str:
@@ -218,17 +214,16 @@ def convert(folder: Path) -> dict[str, Any]:
     return {"seconds": seconds, "peak_mb": usage.ru_maxrss * 1024 / 1e6, "values": values}
 
 
-def show(result: Mapping[str, Any]) -> None:
-    about = result["machine"]
-    print(f"{result['what']}\n{result['command']}")
-    print(f"{about['cores']} cores, {about['processor']}, load before {about['load_before']}")
-    print(f"{'median':<30}{'s':>8}{'÷ medseg':>10}{'MB':>8}{'÷ volume':>10}  values")
-    for system, row in sorted(result["median"].items(), key=lambda item: item[1]["seconds"]):
-        equal = "equal" if row["equal"] else "DIFFER"
-        over = result["over_medseg"][system]
-        name = f"{system} {result['versions'][system]}"
-        part = row["peak_mb"] / result["volume_mb"]
-        print(f"{name:<30}{row['seconds']:>8.3f}{over:>10.2f}{row['peak_mb']:>8.0f}{part:>10.2f}  {equal}")
+def shown(result: Mapping[str, Any]) -> str:
+    """The systems, the fastest first."""
+    rows = [
+        [
+            system, f"{row['seconds']:.3f}", f"{result['over_medseg'][system]:.2f}", f"{row['peak_mb']:.0f}",
+            f"{row['peak_mb'] / result['volume_mb']:.2f}", "equal" if row["equal"] else "DIFFER",
+        ]
+        for system, row in sorted(result["median"].items(), key=lambda item: item[1]["seconds"])
+    ]  # fmt: skip
+    return table(["by", "s", "÷ medseg", "MB", "÷ volume", "values"], rows)
 
 
 def _memory_mb(field: str) -> float:
@@ -254,36 +249,21 @@ def _reference(instance: str) -> Any:
 
 
 def _median(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        "seconds": round(statistics.median(one["seconds"] for one in measured), 4),
-        "peak_mb": round(statistics.median(one["peak_mb"] for one in measured), 1),
-        "equal": all(one["equal"] for one in measured),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    figures = {name: middle(one[name] for one in measured) for name in ("seconds", "peak_mb")}
+    return {**figures, "equal": all(one["equal"] for one in measured)}
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=int, default=300)
-    parser.add_argument("--size", type=int, default=512, help="rows and columns (default 512)")
-    parser.add_argument("--syntax", choices=["explicit", "JPEG-LS", "JPEG 2000", "RLE"], default="explicit")
-    parser.add_argument(
-        "--systems", nargs="+", choices=[*READERS, "dcm2niix"], help="only these; medseg must be among them"
-    )
-    parser.add_argument("-n", type=int, default=5, help="runs of each (default 5)")
-    parser.add_argument(
-        "--scratch", type=Path, help="a folder for the series (default: the system's for temporary files)"
-    )
-    parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    made = parser(__doc__, repeats=5)
+    made.add_argument("--slices", type=int, default=300)
+    made.add_argument("--size", type=int, default=512, help="rows and columns (default 512)")
+    made.add_argument("--syntax", choices=["explicit", "JPEG-LS", "JPEG 2000", "RLE"], default="explicit")
+    systems = [*READERS, "dcm2niix"]
+    made.add_argument("--systems", nargs="+", choices=systems, help="only these; medseg must be among them")
+    made.add_argument("--scratch", type=Path, help="a folder for the series (default: the system's)")
+    made.add_argument("--child", help=argparse.SUPPRESS)
+    made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return made.parse_args()
 
 
 _ATTRIBUTES: dict[str, Any] = {

@@ -8,10 +8,8 @@ of the processor.
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,50 +21,46 @@ import numpy as np
 from scipy import ndimage
 
 from medseg.volume import Array, resample_array, resampling_matrix
-from scripts.benchmarks.preprocess_vs_nnunet import machine
+from scripts.benchmarks.measure import in_turn, middle, parser, publish, ratio_of, record, table, versions
 
 VOLUMES = (((40, 56, 40), (48, 62, 44)), ((256, 256, 120), (200, 200, 150)), ((512, 512, 100), (340, 340, 160)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", "--repeats", type=int, default=5)
-    parser.add_argument("--largest", type=int, default=len(VOLUMES), help="how many of the volumes")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    load = os.getloadavg()
+    made = parser(__doc__, repeats=5)
+    made.add_argument("--largest", type=int, default=len(VOLUMES), help="how many of the volumes")
+    arguments, load = made.parse_args(), os.getloadavg()
     ways: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
         "bands": lambda values, shape: resample_array(values, shape, 3),
         "dense": dense,
         "scipy": splined,
     }
-    rows = []
+    rows, lines = [], []
     for old, new in VOLUMES[: arguments.largest]:
         values = np.random.default_rng(0).normal(size=old).astype(np.float32)
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
         found = {}
-        for _ in range(arguments.repeats):
-            for name, way in ways.items():
-                started = time.process_time()
-                found[name] = way(values, new)
-                seconds[name].append(time.process_time() - started)
-        middle = {name: statistics.median(taken) for name, taken in seconds.items()}
+
+        def once(
+            name: str, values: Array = values, new: tuple[int, ...] = new, found: dict[str, Array] = found
+        ) -> float:
+            started = time.process_time()
+            found[name] = ways[name](values, new)
+            return time.process_time() - started
+
+        runs = in_turn({name: functools.partial(once, name) for name in ways}, arguments.repeats)
+        seconds = {name: middle(taken) for name, taken in runs.items()}
         inner = (slice(16, -16),) * 3  # scipy continues a volume beyond its faces in another way
-        rows.append(
-            {
-                "shape": "×".join(map(str, old)) + " → " + "×".join(map(str, new)),
-                "seconds": {name: round(value, 4) for name, value in middle.items()},
-                "faster_than": {name: round(middle[name] / middle["bands"], 2) for name in ("dense", "scipy")},
-                "apart": {
-                    name: float(np.abs(found[name] - found["bands"])[inner].max(initial=0))
-                    for name in ("dense", "scipy")
-                },
-            }
-        )
-    text = json.dumps({"machine": machine(load), "rows": rows}, indent=1, ensure_ascii=False)
-    sys.stdout.write(text + "\n")
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+        apart = {name: float(np.abs(found[name] - found["bands"])[inner].max(initial=0)) for name in ("dense", "scipy")}
+        shape = "×".join(map(str, old)) + " → " + "×".join(map(str, new))
+        faster = {name: ratio_of(seconds[name], seconds["bands"]) for name in apart}
+        rows.append({"shape": shape, "seconds": seconds, "faster_than": faster, "apart": apart})
+        lines += [
+            [shape, name, f"{seconds[name]:.4f}", f"{faster.get(name, 1):.2f}", f"{apart.get(name, 0):.1e}"]
+            for name in ways
+        ]
+    what = f"resample noise, cubic along every axis, processor seconds, {arguments.repeats} runs in turn"
+    shown = table(["volume", "by", "s", "÷ bands", "apart"], lines)
+    publish(record(what, load, {"both": versions("medseg", "numpy", "scipy")}, rows=rows), shown, arguments.out)
 
 
 def dense(values: Array, shape: tuple[int, ...]) -> Array:

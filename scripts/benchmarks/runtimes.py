@@ -12,10 +12,7 @@ of a segmentation) the least Dice of any label of any scan with the mask of floa
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -39,24 +36,21 @@ from medseg.model import Model, load_members
 from medseg.scans.layouts import input_cases
 from medseg.tasks import build_task
 from scripts.benchmarks.explain_cost import model_of
-from scripts.benchmarks.preprocess_vs_nnunet import machine
+from scripts.benchmarks.measure import middle, numbers, parser, publish, ratio_of, record, table, versions
 
 SIZES = (1024, 2048, 4096, 8192)
 REFERENCE = "torch float32"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patch", type=_numbers, default=(96, 96, 96), help="of a window, without --model")
-    parser.add_argument("--model", type=Path, help="a model, run or experiment folder, whose first member is measured")
-    parser.add_argument("--scans", type=Path, help="a file or folder of scans for --model, whose masks are compared")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("-n", "--repeats", type=int, default=5)
-    parser.add_argument("--largest", type=int, default=max(SIZES), help="n of the matrix product")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    load = os.getloadavg()
+    made = parser(__doc__, repeats=5)
+    made.add_argument("--patch", type=numbers, default=(96, 96, 96), help="of a window, without --model")
+    made.add_argument("--model", type=Path, help="a model, run or experiment folder, whose first member is measured")
+    made.add_argument("--scans", type=Path, help="a file or folder of scans for --model, whose masks are compared")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--batch-size", type=int, default=1)
+    made.add_argument("--largest", type=int, default=max(SIZES), help="n of the matrix product")
+    arguments, load = made.parse_args(), os.getloadavg()
     device = find_device(arguments.device)
     model = load_members(arguments.model)[0] if arguments.model else model_of(arguments.patch)
     plan = model.plan
@@ -68,20 +62,21 @@ def main() -> None:
         for name, dice in agreement(model, runtimes, arguments.scans, arguments.batch_size).items():
             found[name]["least_dice"] = dice
     rows = {name: {**row, **shares(row, found[REFERENCE], flops, best)} for name, row in found.items()}
-    sys.stdout.write(table(rows, left_out) + "\n")
-    sys.stdout.write(f"{flops / 1e9:.1f} GFLOP a window; best bf16 matrix product {best / 1e9:.0f} GFLOP/s\n")
-    if arguments.out is not None:
-        result = {
-            "command": " ".join(sys.argv),
-            "machine": machine(load) | {"device": str(device), "threads": torch.get_num_threads()},
-            "versions": versions_of_runtimes(),
-            "window": list(example.shape),
-            "flop_a_window": flops,
-            "matrix_product_flop_s": products,
-            "runtimes": rows,
-            "left_out": left_out,
-        }
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    what = f"one window of {list(example.shape)} on {device} with {torch.get_num_threads()} threads, {arguments.repeats} runs"
+    result = record(
+        what,
+        load,
+        {"both": versions("medseg") | versions_of_runtimes()},
+        device=str(device),
+        threads=torch.get_num_threads(),
+        window=list(example.shape),
+        flop_a_window=flops,
+        matrix_product_flop_s=products,
+        runtimes=rows,
+        left_out=left_out,
+    )
+    product = f"{flops / 1e9:.1f} GFLOP a window; best bf16 matrix product {best / 1e9:.0f} GFLOP/s"
+    publish(result, f"{shown(rows, left_out)}\n\n{product}", arguments.out)
 
 
 def flops_of(model: Model, example: torch.Tensor) -> float:
@@ -169,34 +164,38 @@ def agreement(model: Model, runtimes: dict[str, Runtime], scans: Path, batch_siz
 
 def shares(row: dict[str, Any], reference: dict[str, Any], flops: float, best: float) -> dict[str, float]:
     """Median, ratio to the reference, and share of the matrix product."""
-    median = statistics.median(row["window_s"])
+    median = middle(row["window_s"])
     return {
         "median_s": median,
-        "times_as_fast": statistics.median(reference["window_s"]) / median,
+        "times_as_fast": ratio_of(middle(reference["window_s"]), median),
         "share": flops / median / best,
     }
 
 
-def table(rows: dict[str, dict[str, Any]], left_out: dict[str, str]) -> str:
-    lines = [
-        "| runtime | set-up, s | s a window | × torch float32 | share of the matrix product | difference | least Dice |",
-        "|---|---|---|---|---|---|---|",
+def shown(rows: dict[str, dict[str, Any]], left_out: dict[str, str]) -> str:
+    """A line a runtime, and below why others are left out."""
+    header = [
+        "runtime",
+        "set-up, s",
+        "s a window",
+        "× torch float32",
+        "share of the matrix product",
+        "difference",
+        "least Dice",
     ]
-    for name, row in rows.items():
-        lines.append(
-            f"| {name} | {row['setup_s']:.1f} | {row['median_s']:.4f} | {row['times_as_fast']:.2f} | {row['share']:.0%} | "
-            f"{row['difference']:.1e} | {row.get('least_dice', float('nan')):.5f} |"
-        )
-    return "\n".join([*lines, *(f"{name}: left out, {why}" for name, why in left_out.items())])
+    lines = [
+        [
+            name, f"{row['setup_s']:.1f}", f"{row['median_s']:.4f}", f"{row['times_as_fast']:.2f}", f"{row['share']:.0%}",
+            f"{row['difference']:.1e}", f"{row['least_dice']:.5f}" if "least_dice" in row else "",
+        ]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    return "\n".join([table(header, lines), *(f"{name}: left out, {why}" for name, why in left_out.items())])
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

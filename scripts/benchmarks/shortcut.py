@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ from medseg.model import load_members
 from medseg.scans import read_case
 from medseg.scans.layouts import table
 from medseg.testing.shortcut import DISEASED, MARKER_BOX, SIZE, shortcut_found, write_shortcut
+from scripts.benchmarks.measure import publish, record, versions
 
 TASK = {"name": "classification"}
 NETWORK = {"_target_": "medseg.networks.classifier.encoder_classifier"}
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=240)
     parser.add_argument("--method", default=AUTO, help="of explanation")
     parser.add_argument("--out", type=Path, required=True, help="a folder; finished seeds are not made again")
-    arguments = parser.parse_args()
+    arguments, load = parser.parse_args(), os.getloadavg()
     logging.getLogger("medseg").setLevel(logging.ERROR)
     rows = [
         one(arguments.out, seed, planted, arguments.cases, arguments.method)
@@ -61,9 +63,10 @@ def main() -> None:
         for planted in (True, False)
     ]
     text = markdown(rows)
-    (arguments.out / "result.json").write_text(json.dumps(rows, indent=1) + "\n")
+    what = f"{arguments.seeds} seeds of two cohorts of {arguments.cases} pictures, explained by {arguments.method}"
+    result = record(what, load, {"medseg": versions("medseg", "torch", "captum")}, rows=rows)
+    publish(result, text, arguments.out / "result.json")
     (arguments.out / "result.md").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
 
 
 def one(out: Path, seed: int, planted: bool, cases: int, method: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.benchmarks.fuzz_files import mutations, seeds
+from scripts.benchmarks.fuzz_files import seeds
+from scripts.benchmarks.fuzz_mutations import mutations
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "benchmarks" / "fuzz_readers.py"
