@@ -33,7 +33,7 @@ def foresee(
 
     Args:
         scores: whether the scores of voxels are kept (`Predictor.outcome`).
-        workers: scans that would be read ahead.
+        workers: scans that would be read ahead; with 0 nothing is read or written beside the case that is predicted.
 
     Raises:
         MedsegError: the memory that the user grants is too small for one case; says the smallest that works.
@@ -42,7 +42,7 @@ def foresee(
     found = list(_largest(cases, plan))
     if not found:
         return memory  # reading says what is wrong with them
-    for beside in (workers + 1, 0):
+    for beside in (workers + 1, 0) if workers else (0,):
         memory = replace(memory, beside=beside)
         needs = [(_need(predictors, way, size, memory, scores), case, way.scan) for case, way, size in found]
         need, case, geometry = max(needs, key=lambda entry: entry[0])

@@ -88,7 +88,8 @@ def predict(
         overlays: whether a picture of three slices, with outlines and boxes, is written beside the mask and boxes.
         report: whether slices of each scan are kept for ``report.html``, which is then written at the end.
         overwrite: whether results in ``output`` are replaced, whatever made them.
-        workers: scans that are read ahead while one is predicted, each in memory.
+        workers: scans that are read ahead while one is predicted, each in memory; the one before it is then written meanwhile
+            too. 0: they are read, predicted and written one after another.
         runtime: values of `medseg.inference.runtimes.RuntimeOptions`; what ``auto`` chose stands in the manifest, and is kept
             when the run goes on. And ``memory_gb``: what the process may take of the main memory, None for what is free. What
             the largest case will take is said before the run.

@@ -34,23 +34,15 @@ from scripts.benchmarks.nnunet_peer import (
     copy_scans,
     ensure_peer,
     environment,
+    import_model,
+    listed,
+    predict_medseg,
+    predict_nnunet,
+    train_folds,
 )
 
 AIM = 0.999
 KINDS = ("whole", "windows", "slices", "coarse", "residual", "folds")
-TRAIN = """
-import json, sys
-from pathlib import Path
-import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-base, configuration, fold, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-torch.manual_seed(fold)
-plans = json.loads((base / "nnUNetPlans.json").read_text()) | {"continue_training": False}
-trainer = nnUNetTrainer(plans, configuration, fold, json.loads((base / "dataset.json").read_text()), torch.device("cpu"))
-trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, steps, 1
-trainer.run_training()
-"""
 
 
 def main() -> None:
@@ -58,14 +50,19 @@ def main() -> None:
     ensure_peer()
     arguments.work.mkdir(parents=True, exist_ok=True)
     prepare(arguments.data, arguments.work, arguments.training)
-    scans = copy_cases(arguments.data, arguments.work / "scans", arguments.training, arguments.cases)
+    unseen = listed(arguments.data)[arguments.training :][: arguments.cases]
+    scans = copy_scans(arguments.data, arguments.work / "scans", unseen)
     rows: list[dict[str, Any]] = []
     seconds: dict[str, dict[str, float]] = {}
     for kind in arguments.kinds:
-        model, theirs, ours = train(arguments.work, kind, arguments.steps), *places(arguments.work, kind)
+        folds = [0, 1] if kind == "folds" else [0]
+        model = train_folds(arguments.work, kind, folds, arguments.steps)
+        imported = import_model(model, arguments.work / f"medseg_{kind}_model")
+        theirs, ours = arguments.work / f"nnunet_{kind}", arguments.work / f"medseg_{kind}"
+        float32 = ("runtime=torch", "runtime.precision=float32", "overlays=false", "report=false")
         seconds[kind] = {
-            "nnU-Net": predict_nnunet(arguments.work, scans, theirs, kind),
-            "medseg": predict_medseg(model, scans, ours),
+            "nnU-Net": predict_nnunet(model, scans, theirs, folds=folds).wall_s,
+            "medseg": predict_medseg(imported, scans, ours, *float32).wall_s,
         }
         found = compare_masks(theirs, ours)
         if not any(row["label"] for row in found):
@@ -82,11 +79,6 @@ def main() -> None:
         rows=rows,
     )
     publish(result, shown(result), arguments.out)
-
-
-def places(work: Path, kind: str) -> tuple[Path, Path]:
-    """The folders of nnU-Net's masks and of medseg's."""
-    return work / f"nnunet_{kind}", work / f"medseg_{kind}"
 
 
 def prepare(data: Path, work: Path, training: int) -> None:
@@ -135,49 +127,6 @@ def configurations(planned: Mapping[str, Any]) -> dict[str, Any]:
         "residual": residual,
         "folds": narrow(full, patch_size=[32, 40, 32]),
     }
-
-
-def copy_cases(data: Path, out: Path, skip: int, count: int) -> Path:
-    """Cases that were not trained on, named as nnU-Net wants its input."""
-    listed = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["training"][skip : skip + count]
-    return copy_scans(data, out, [Path(entry["image"]).name.removesuffix(".nii.gz") for entry in listed])
-
-
-def train(work: Path, kind: str, steps: int) -> Path:
-    """The trained model folder of a configuration."""
-    model = work / "results" / NAME / f"nnUNetTrainer__nnUNetPlans__{kind}"
-    for fold in range(2 if kind == "folds" else 1):
-        if not (model / f"fold_{fold}" / "checkpoint_final.pth").exists():
-            command = [NNUNET / "python", "-c", TRAIN, work / "preprocessed" / NAME, kind, fold, steps]
-            took = watch(command, environment=environment(work, workers=0))
-            print(f"{kind}: fold {fold} trained in {took.wall_s:.0f} s", file=sys.stderr)
-    return model
-
-
-def predict_nnunet(work: Path, scans: Path, out: Path, kind: str) -> float:
-    """Seconds of ``nnUNetv2_predict``."""
-    shutil.rmtree(out, ignore_errors=True)
-    folds = ["0", "1"] if kind == "folds" else ["0"]
-    command = [NNUNET / "nnUNetv2_predict", "-i", scans, "-o", out, "-d", NUMBER, "-c", kind, "-f", *folds]
-    return watch([*command, "-device", "cpu", "-npp", "1", "-nps", "1"], environment=environment(work)).wall_s
-
-
-def predict_medseg(model: Path, scans: Path, out: Path) -> float:
-    """Seconds of ``medseg predict`` in float32, with the model that ``medseg import`` makes."""
-    shutil.rmtree(out, ignore_errors=True)
-    medseg = [sys.executable, "-m", "medseg"]
-    imported = out.with_name(f"{out.name}_model")
-    watch([*medseg, "import", "from=nnunet", f"source={model}", f"output={imported}", "overwrite=true"])
-    command = [
-        *medseg,
-        "predict",
-        f"model={imported}",
-        f"input={scans}",
-        f"output={out}",
-        "overlays=false",
-        "report=false",
-    ]
-    return watch([*command, "runtime=torch", "runtime.precision=float32"]).wall_s
 
 
 def shown(result: Mapping[str, Any]) -> str:

@@ -10,19 +10,35 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+from medseg.files import whole_file
+from medseg.planning.plan import Plan
+from medseg.volume import resample_array
 from scripts.benchmarks import measure
 
 HERE = Path(__file__).resolve().parent
 NNUNET = HERE / ".venv" / "bin"
 NAME = "Dataset004_Benchmark"
 NUMBER = str(int(NAME[7:10]))
+TRAIN = """
+import json, sys
+from pathlib import Path
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+base, configuration, fold, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+torch.manual_seed(fold)
+plans = json.loads((base / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+trainer = nnUNetTrainer(plans, configuration, fold, json.loads((base / "dataset.json").read_text()), torch.device("cpu"))
+trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, steps, 1
+trainer.run_training()
+"""
 
 
 def ensure_peer() -> None:
@@ -80,9 +96,114 @@ def copy_scans(data: Path, out: Path, names: Iterable[str]) -> Path:
     return out
 
 
+def listed(data: Path) -> list[str]:
+    """Names of the cases of an MSD folder, as it lists them."""
+    described = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
+    return [Path(entry["image"]).name.removesuffix(".nii.gz") for entry in described["training"]]
+
+
+def finer_scans(data: Path, out: Path, names: Sequence[str], finer: int) -> Path:
+    """As `copy_scans`, with voxels that are ``finer`` times smaller along each axis; what is there is not made again."""
+    if finer == 1:
+        return copy_scans(data, out, names)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        target = out / f"{name}_0000.nii.gz"
+        if not target.exists():
+            source = nib.load(data / "imagesTr" / f"{name}.nii.gz")
+            values = np.asarray(source.dataobj)
+            large = resample_array(values, tuple(finer * n for n in values.shape), 1)
+            if values.dtype.kind in "iu":
+                large = np.rint(large).astype(values.dtype)
+            affine = source.affine @ np.diag([1 / finer] * 3 + [1.0])
+            affine[:3, 3] -= (source.affine - affine)[:3, :3].sum(1) / 2  # voxel centres: the field stays where it is
+            save_fast(nib.Nifti1Image(large, affine), target)
+    return out
+
+
+def save_fast(image: nib.Nifti1Image, path: Path) -> None:
+    """Compressed at the first level, whole, as fast as it goes."""
+    image.header.set_xyzt_units("mm")
+    with whole_file(path) as aside, nib.openers.Opener(str(aside), "wb", compresslevel=1) as file:
+        image.to_stream(file)
+
+
+def hippocampus_model(work: Path, data: Path, *, cases: int = 20, steps: int = 150) -> Path:
+    """nnU-Net's own plan and network for the first cases of an MSD folder, trained for some steps: random weights would decide
+    nothing clearly. What is made stays in ``work``."""
+    base = work / "preprocessed" / NAME
+    if not (base / "prepared").exists():
+        for name in ("raw", "preprocessed", "results"):
+            shutil.rmtree(work / name, ignore_errors=True)
+        convert(data, work / "raw" / NAME, cases)
+        command = [NNUNET / "nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", "3d_fullres", "-npfp", "1", "-np", "1"]
+        measure.watch(command, environment=environment(work))
+        (base / "prepared").touch()
+    return train_folds(work, "3d_fullres", [0], steps)
+
+
+def train_folds(work: Path, configuration: str, folds: Sequence[int], steps: int) -> Path:
+    """The model folder of a planned and preprocessed configuration, each fold trained for some steps unless it was before."""
+    model = work / "results" / NAME / f"nnUNetTrainer__nnUNetPlans__{configuration}"
+    for fold in folds:
+        if not (model / f"fold_{fold}" / "checkpoint_final.pth").exists():
+            command = [NNUNET / "python", "-c", TRAIN, work / "preprocessed" / NAME, configuration, fold, steps]
+            took = measure.watch(command, environment=environment(work, workers=0))
+            print(f"{configuration}: fold {fold} trained in {took.wall_s:.0f} s", file=sys.stderr)
+    return model
+
+
+def import_model(model: Path, out: Path) -> Path:
+    """What ``medseg import`` makes of nnU-Net's model folder."""
+    command = [sys.executable, "-m", "medseg", "import", "from=nnunet", f"source={model}", f"output={out}"]
+    measure.watch([*command, "overwrite=true"])
+    return out
+
+
+def predict_medseg(model: Path, scans: Path, out: Path, *words: str, mirror: bool = True) -> measure.Measured:
+    """Run ``medseg predict`` with further ``words`` of its command line; step and mirroring are nnU-Net's."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "medseg", "predict", f"model={model}", f"input={scans}", f"output={out}"]
+    return measure.watch([*command, f"mirror={str(mirror).lower()}", *words])
+
+
+def predict_nnunet(
+    model: Path, scans: Path, out: Path, *, mirror: bool = True, processes: int = 1, folds: Sequence[int] = (0,)
+) -> measure.Measured:
+    """Run ``nnUNetv2_predict`` on a model folder that lies anywhere, with step size 0.5.
+
+    Args:
+        processes: that read, and as many that write.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    command = [NNUNET / "nnUNetv2_predict_from_modelfolder", "-m", model, "-f", *folds, "-i", scans, "-o", out]
+    command += ["-device", "cpu", "-npp", processes, "-nps", processes, *([] if mirror else ["--disable_tta"])]
+    return measure.watch(command, environment=environment(out.parent))
+
+
+def settings_of(theirs: Path, ours: Path, masks: Path, *, mirror: bool) -> dict[str, dict[str, Any]]:
+    """Step, mirroring and windows of both: what nnU-Net was told, and what medseg noted.
+
+    Args:
+        theirs, ours: model folders, that of nnU-Net named after its configuration.
+        masks: medseg's result folder.
+    """
+    plans = json.loads((theirs / "plans.json").read_text(encoding="utf-8"))
+    window = plans["configurations"][theirs.name.rpartition("__")[2]]["patch_size"]
+    noted = json.loads((masks / "manifest.json").read_text(encoding="utf-8"))["options"]
+    own = sorted(Plan.load(ours / "plan.yaml").patch_size)
+    return {
+        "nnU-Net": {"step": 0.5, "mirror": mirror, "window": sorted(window)},
+        "medseg": {"step": 1 - noted["overlap"], "mirror": noted["mirror"], "window": own},
+    }
+
+
 def compare_masks(theirs: Path, ours: Path) -> list[dict[str, Any]]:
     """A row a case and label of nnU-Net's masks ``<case>.nii.gz`` and of medseg's ``<case>/mask.nii.gz``: their Dice, how many
-    voxels differ, and how many there are. A case without any label is a row of label 0 and Dice 1."""
+    voxels differ, and how many there are.
+
+    A case without any label is a row of label 0 with the Dice of the background, 1.
+    """
     rows = []
     for path in sorted(theirs.glob("*.nii.gz")):
         case = path.name.removesuffix(".nii.gz")

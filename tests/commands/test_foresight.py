@@ -23,10 +23,10 @@ def scans(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def run(scans: Path, output: Path, **runtime: object) -> Path:
+def run(scans: Path, output: Path, workers: int = 1, **runtime: object) -> Path:
     save_model(tiny_model(3), output.parent / "model")
     return predict(
-        model=output.parent / "model", input=scans, output=output, progress=False, mirror=False, report=False,
+        model=output.parent / "model", input=scans, output=output, progress=False, mirror=False, report=False, workers=workers,
         runtime={"device": "cpu", "precision": "float32", **runtime},
     )  # fmt: skip
 
@@ -56,3 +56,12 @@ def test_one_case_after_another_gives_the_same_masks_as_all_at_once(scans: Path,
     for name in ("small", "large"):
         masks = [np.asarray(nib.load(output / name / "mask.nii.gz").dataobj) for output in (one, two)]
         np.testing.assert_array_equal(*masks)
+
+
+def test_with_no_worker_nothing_is_held_beside_the_case_that_is_predicted(
+    scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "medseg"):
+        run(scans, tmp_path / "out", workers=0)
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("memory:")]
+    assert line.endswith("one after another")
