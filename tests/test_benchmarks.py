@@ -7,9 +7,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
-from scripts.benchmarks import measure
+from medseg.testing.phantoms import make_body
+from scripts.benchmarks import measure, nnunet_peer, time_to_dice
+from scripts.benchmarks.ct_phantoms import LARGER, ct_phantom
 from scripts.benchmarks.measure import Measured, compare, comparison_table, in_turn, middle, ratio_of, table, watch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,8 +76,10 @@ def test_a_row_counts_only_with_the_same_windows_and_mirroring() -> None:
 
 def test_systems_run_in_turn_and_in_both_orders() -> None:
     order: list[str] = []
-    answers = in_turn({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 3)
-    assert "".join(order) == "abbaab" and answers == {"a": [1, 4, 5], "b": [2, 3, 6]}
+    answers = in_turn(
+        {name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 3, after=lambda: order.append("-")
+    )
+    assert "".join(order) == "ab-ba-ab-" and answers == {"a": [1, 5, 7], "b": [2, 4, 8]}
 
 
 def test_a_table_is_markdown() -> None:
@@ -104,7 +110,7 @@ def test_a_script_says_how_it_is_called(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(BENCHMARKS)  # as for a script that is run
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code == 0
@@ -115,6 +121,59 @@ def test_a_script_says_how_it_is_called(
 def test_every_script_is_in_the_readme() -> None:
     text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in SCRIPTS if f"`{path.name}`" not in text] == []
+
+
+def test_masks_of_both_are_compared_by_case_and_label(tmp_path: Path) -> None:
+    mask = np.zeros((4, 4, 4), np.uint8)
+    mask[:2, 0, 0], mask[3] = 1, 2
+    other = mask.copy()
+    other[0, 0, 0] = 0
+    (tmp_path / "ours" / "a").mkdir(parents=True)
+    (tmp_path / "theirs").mkdir()
+    nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "theirs" / "a.nii.gz")
+    nib.save(nib.Nifti1Image(other, np.eye(4)), tmp_path / "ours" / "a" / "mask.nii.gz")
+    assert nnunet_peer.compare_masks(tmp_path / "theirs", tmp_path / "ours") == [
+        {"case": "a", "label": 1, "dice": 2 / 3, "differ": 1, "voxels": 1},
+        {"case": "a", "label": 2, "dice": 1.0, "differ": 0, "voxels": 16},
+    ]
+
+
+def test_finer_scans_cover_the_same_field(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    affine[:3, 3] = 5, -6, 7
+    ramp = np.broadcast_to(np.arange(6, dtype=np.int16)[:, None, None] * 100, (6, 5, 4))
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(ramp), affine), tmp_path / "imagesTr" / "a.nii.gz")
+    finer = nib.load(next(nnunet_peer.finer_scans(tmp_path, tmp_path / "out", ["a"], 3).iterdir()))
+    assert finer.shape == (18, 15, 12) and finer.get_data_dtype() == np.int16
+    corner = np.array([-0.5, -0.5, -0.5, 1])
+    np.testing.assert_allclose(finer.affine @ corner, affine @ corner, rtol=1e-6)
+    np.testing.assert_allclose(finer.affine @ [17.5, 14.5, 11.5, 1], affine @ [5.5, 4.5, 3.5, 1], rtol=1e-6)
+    assert finer.get_fdata()[7, 7, 6] == 200  # the middle of the third voxel
+
+
+def test_a_ct_phantom_holds_its_organs() -> None:
+    image, labels = ct_phantom(0, (96, 96, 60), (4.0, 4.0, 5.0))
+    values, mask = np.asarray(image.dataobj), np.asarray(labels.dataobj)
+    liver = make_body(np.random.default_rng(0)).volumes_ml()["liver"] * LARGER**3
+    assert (mask == 1).sum() * 80 / 1000 == pytest.approx(liver, rel=0.05)
+    assert values.dtype == np.int16 and values[mask == 1].mean() == pytest.approx(110, abs=2)
+    assert values[0, 0].mean() == pytest.approx(-1000, abs=5)
+
+
+def test_dice_is_the_mean_of_labels_and_a_mean_shape_is_stretched(tmp_path: Path) -> None:
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "a", "2": "b"}}))
+    for name, size in (("one", 4), ("two", 8)):
+        mask = np.zeros((size, 4, 4), np.uint8)
+        mask[: size // 2], mask[-size // 4 :] = 1, 2
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "labelsTr" / f"{name}.nii.gz")
+    mean = time_to_dice.mean_shape(tmp_path, ["one"])
+    assert time_to_dice.dice_of(tmp_path, ["one", "two"], lambda name: mean) == {"mean": 1.0, "a": 1.0, "b": 1.0}
+    given = time_to_dice.dice_of(
+        tmp_path, ["two"], lambda name: (mean > 0.5) * np.array([1, 1, 0])[:, None, None, None]
+    )
+    assert given == {"mean": 0.5, "a": 1.0, "b": 0.0}
 
 
 def runs() -> dict[str, list[Measured]]:

@@ -89,11 +89,10 @@ def measured(
         words = (WAYS[system], "overlays=false", "report=false", *arguments.overrides)
         return predict_medseg(ours, scans, masks[system], *words, mirror=arguments.mirror)
 
-    runs: dict[str, list[Measured]] = {name: [] for name in masks}
-    for _ in range(arguments.repeats):
-        for name, (one,) in in_turn({name: functools.partial(once, name) for name in masks}, 1).items():
-            runs[name].append(one)
-        dice += [row["dice"] for name in WAYS for row in compare_masks(masks["nnU-Net"], masks[name])]
+    def look() -> None:
+        dice.extend(row["dice"] for name in WAYS for row in compare_masks(masks["nnU-Net"], masks[name]))
+
+    runs = in_turn({name: functools.partial(once, name) for name in masks}, arguments.repeats, after=look)
     settings = settings_of(theirs, ours, masks["medseg"], mirror=arguments.mirror)
     row = compare(what, runs, least_dice=min(dice), settings=settings)
     return row | {"scans_an_hour": {name: 3600 * count / middle(one.wall_s for one in of) for name, of in runs.items()}}

@@ -138,13 +138,20 @@ def _memory_kb(process: int) -> tuple[int, int]:
     return known.get("Pss", 0), known.get("Rss", 0)
 
 
-def in_turn(systems: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """What each system answers, ``repeats`` times: all in turn, every other time in the opposite order."""
+def in_turn(
+    systems: Mapping[str, Callable[[], T]], repeats: int, *, after: Callable[[], None] = lambda: None
+) -> dict[str, list[T]]:
+    """What each system answers, ``repeats`` times: all in turn, every other time in the opposite order.
+
+    Args:
+        after: called after each round, such as to look at what all of it left behind.
+    """
     answers: dict[str, list[T]] = {name: [] for name in systems}
     for number in range(repeats):
         for name in list(systems) if number % 2 == 0 else list(systems)[::-1]:
             answers[name].append(systems[name]())
             print(f"{number + 1}/{repeats} {name}: {_short(answers[name][-1])}", file=sys.stderr)
+        after()
     return answers
 
 

@@ -66,6 +66,7 @@ def measured(theirs: Path, ours: Path, finer: int, arguments: argparse.Namespace
     name = listed(arguments.data)[-1]
     scans = finer_scans(arguments.data, arguments.work / f"scans_{finer}", [name], finer)
     shape = nib.load(next(scans.iterdir())).shape
+    dice: list[float] = []
     masks = {system: arguments.work / f"masks_{system}" for system in ("nnU-Net", "medseg")}
 
     def once(system: str) -> Measured:
@@ -74,10 +75,12 @@ def measured(theirs: Path, ours: Path, finer: int, arguments: argparse.Namespace
         words = ("overlays=false", "report=false", *arguments.overrides)
         return predict_medseg(ours, scans, masks[system], *words, mirror=False)
 
-    runs = in_turn({system: functools.partial(once, system) for system in masks}, arguments.repeats)
-    dice = min(row["dice"] for row in compare_masks(masks["nnU-Net"], masks["medseg"]))
+    def look() -> None:
+        dice.extend(row["dice"] for row in compare_masks(masks["nnU-Net"], masks["medseg"]))
+
+    runs = in_turn({system: functools.partial(once, system) for system in masks}, arguments.repeats, after=look)
     settings = settings_of(theirs, ours, masks["medseg"], mirror=False)
-    return compare("×".join(map(str, shape)), runs, aims=AIM, least_dice=dice, settings=settings)
+    return compare("×".join(map(str, shape)), runs, aims=AIM, least_dice=min(dice), settings=settings)
 
 
 def _arguments() -> argparse.Namespace:

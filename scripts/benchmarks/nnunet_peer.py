@@ -173,11 +173,12 @@ def predict_nnunet(
     """Run ``nnUNetv2_predict`` on a model folder that lies anywhere, with step size 0.5.
 
     Args:
-        processes: that read, and as many that write.
+        processes: that read, and as many that write; 0 for its own choice.
     """
     shutil.rmtree(out, ignore_errors=True)
     command = [NNUNET / "nnUNetv2_predict_from_modelfolder", "-m", model, "-f", *folds, "-i", scans, "-o", out]
-    command += ["-device", "cpu", "-npp", processes, "-nps", processes, *([] if mirror else ["--disable_tta"])]
+    command += ["-device", "cpu", *([] if mirror else ["--disable_tta"])]
+    command += ["-npp", processes, "-nps", processes] if processes else []
     return measure.watch(command, environment=environment(out.parent))
 
 
