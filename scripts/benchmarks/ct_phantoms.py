@@ -21,7 +21,7 @@ SHAPE = (512, 512, 120)
 SPACING_MM = (0.8, 0.8, 2.5)
 LARGER = 2.0
 """A phantom's body is as wide as a child's."""
-AIR, SOFT, NOISE = -1000, 40, 20
+AIR, SOFT, NOISE = -1000, 40, 10
 HU = {
     **{"fat": -100, "muscle": 55, "lungs": -800, "heart": 150, "spine": 400, "cord": 30, "aorta": 220, "gas": -900},
     **{"gallbladder": 5, "liver": 110, "kidneys": 190, "spleen": 145, "lesions": 70},

@@ -89,8 +89,9 @@ def describe(out: Path, channels: dict[str, str], labels: dict[str, int], cases:
 
 
 def copy_scans(data: Path, out: Path, names: Iterable[str]) -> Path:
-    """Copy images of an MSD folder, named as nnU-Net wants its input."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Make ``out`` a folder of images of an MSD folder alone, named as nnU-Net wants its input."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     for name in names:
         shutil.copy(data / "imagesTr" / f"{name}.nii.gz", out / f"{name}_0000.nii.gz")
     return out

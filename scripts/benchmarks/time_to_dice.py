@@ -5,7 +5,7 @@
 
 ``--peer`` trains `nnUNetTrainer_5epochs` with its own plan on ``fit`` of fold 0, with ``tune`` as its validation, keeps the
 weights of every epoch, predicts ``test`` with each by ``nnUNetv2_predict`` and writes the curve down. What is trained stays in
-the working folder: the same command goes on with it, and takes up a training that still runs. Without ``--peer``, `medseg train`
+the working folder: the same command goes on with it, and takes up a training of which an epoch is done. Without ``--peer``, `medseg train`
 gets a quarter of the time at which nnU-Net was best, for the whole command: start, planning, preprocessing, training and what it
 decides on ``tune``. nnU-Net's time is that of its training alone, without its validation, and its best epoch is chosen on
 ``test``: both are in its favour. The baseline is the mean shape: the mean of the ``fit`` masks, each stretched to the same box.
@@ -154,7 +154,7 @@ def curve(arguments: argparse.Namespace, split: Split, scans: Path, test: Sequen
     rows = []
     for row in json.loads(seconds.read_text(encoding="utf-8")):
         model = model_of(seconds.parent, row["epoch"], work / "epochs")
-        masks = work / f"masks_epoch_{row['epoch']}"
+        masks = work / f"masks_{len(test)}_epoch_{row['epoch']}"
         if not masks.exists():
             part = work / "masks_part"
             predict_nnunet(model, scans, part)
