@@ -5,10 +5,11 @@
 
 ``--peer`` trains `nnUNetTrainer_5epochs` with its own plan on ``fit`` of fold 0, with ``tune`` as its validation, keeps the
 weights of every epoch, predicts ``test`` with each by ``nnUNetv2_predict`` and writes the curve down. What is trained stays in
-the working folder: the same command goes on with it, and takes up a training of which an epoch is done. Without ``--peer``, `medseg train`
-gets a quarter of the time at which nnU-Net was best, for the whole command: start, planning, preprocessing, training and what it
-decides on ``tune``. nnU-Net's time is that of its training alone, without its validation, and its best epoch is chosen on
-``test``: both are in its favour. The baseline is the mean shape: the mean of the ``fit`` masks, each stretched to the same box.
+the working folder: the same command goes on with it, and takes up a training of which an epoch is done. Without ``--peer``,
+`medseg train` gets a quarter of the time at which nnU-Net was best, for the whole command: start, planning, preprocessing,
+training and what it decides on ``tune``. nnU-Net's time is that of its training alone, without its validation, and its best epoch
+is chosen on ``test``: both are in its favour. The baseline is the mean shape: the mean of the ``fit`` masks, each stretched to the
+same box.
 """
 
 from __future__ import annotations
