@@ -8,8 +8,8 @@ weights of every epoch, predicts ``test`` with each by ``nnUNetv2_predict`` and 
 the working folder: the same command goes on with it, and takes up a training of which an epoch is done. Without ``--peer``,
 `medseg train` gets a quarter of the time at which nnU-Net was best, for the whole command: start, planning, preprocessing,
 training and what it decides on ``tune``. nnU-Net's time is that of its training alone, without its validation, and its best epoch
-is chosen on ``test``: both are in its favour. The baseline is the mean shape: that of the ``fit`` masks, each stretched to the same
-box.
+is chosen on ``test``: both are in its favour. The baseline is the mean shape: that of the ``fit`` masks, each stretched to
+the same box.
 """
 
 from __future__ import annotations
