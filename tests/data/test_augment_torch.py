@@ -85,7 +85,6 @@ def test_gamma_leaves_a_constant_channel_alone() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @PLANS
 def test_a_gpu_changes_images_as_workers_do(plan: Plan) -> None:
     recipe = strong(plan, **(OFF | ALL))

@@ -54,6 +54,24 @@ def test_a_batch_made_on_a_device_is_that_of_the_workers(crop_store: Store, held
     assert_same(finished(loader_of(crop_store, images, workers=workers)), finished(loader_of(crop_store, None)))
 
 
+def test_boxes_and_classes_are_those_of_the_workers(crop_store: Store) -> None:
+    class Boxed(BalancedCrops):
+        def target(self, case: Any, label: Any, patch_size: Any, placed: Any) -> dict[str, Any]:
+            boxes = placed(np.array([[2.0, 3, 4, 9, 8, 12]]))
+            return {"boxes": (boxes, label), "class": torch.tensor(len(case.id))}
+
+    plan = crop_plan()
+    found, expected = (
+        finished(make_loader(crop_store, ["a", "b"], Boxed(), plan, recipe(), steps=4, workers=0, images=images))
+        for images in (DeviceImages(recipe(), plan.patch_size), None)
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a["class"], b["class"])
+        for one, two in zip(a["boxes"], b["boxes"], strict=True):
+            np.testing.assert_array_equal(one[0], two[0])
+            np.testing.assert_array_equal(one[1], two[1])
+
+
 def test_pixels_of_a_held_case_are_not_read_again(crop_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     images = DeviceImages(recipe(), crop_plan().patch_size, HeldCases(crop_store, list(crop_store.cases), CPU))
     monkeypatch.setattr("medseg.data.store.StoredCase.image", lambda *window: pytest.fail("read"))
@@ -100,7 +118,6 @@ def test_an_augmentation_that_knows_arrays_only_is_named() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("held", [False, True], ids=["windows", "held"])
 def test_a_batch_made_on_a_gpu_is_that_of_the_workers(crop_store: Store, held: bool) -> None:
     gpu = torch.device("cuda")
