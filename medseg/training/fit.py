@@ -158,6 +158,7 @@ def make_trainer(
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             max_epochs=epochs,
             gradient_clip_val=settings.clip or None,
+            benchmark=True,  # every patch has one size, so cuDNN may find out once which of its convolutions is fastest
             num_sanity_val_steps=0,
             enable_checkpointing=False,
             enable_progress_bar=False,

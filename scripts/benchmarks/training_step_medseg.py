@@ -29,6 +29,7 @@ from medseg.interop.nnunet_weights import renamed, turned
 from medseg.networks import build_network
 from medseg.scans.layouts import nnunet
 from medseg.tasks import build_task
+from medseg.training.allocation import freed_memory_is_kept
 from medseg.training.fit import make_trainer
 from medseg.training.module import TrainingModule
 from medseg.training.settings import Optimization, TrainerSettings
@@ -99,7 +100,8 @@ def main() -> None:
     batches = _loaded(found, base) if loading else _again(batch)
     print(json.dumps(ready), file=out, flush=True)
     trainer = make_trainer(settings, folder, precision, NO_END, [], [])
-    trainer.fit(module, DataLoader(Told(batches, out), batch_size=None))
+    with freed_memory_is_kept():
+        trainer.fit(module, DataLoader(Told(batches, out), batch_size=None))
 
 
 def _clocks() -> tuple[float, float]:
