@@ -5,7 +5,7 @@ Measured for ``(8, 16, 40, 56, 40)`` in bfloat16, channels last, one core, forwa
 34 ms (PyTorch is slow to sum for the bias, and to add a slice to a whole); average pooling 43 → 9 ms (PyTorch has it in
 float32 only). Other layouts and devices, and graphs that are traced for export, take PyTorch's own operators. Compiled, what
 PyTorch would hand to a kernel is written out, so that the compiler fuses it in the layout that is there (a step of nnU-Net's
-network for the hippocampus: 2.15 → 1.93 s). Parameters are those of PyTorch's modules.
+network for the hippocampus on one core: 2.14 → 1.88 s). Parameters are those of PyTorch's modules.
 """
 
 from __future__ import annotations
