@@ -17,12 +17,13 @@ from medseg.commands.decide import decided_on_tune
 from medseg.commands.evaluation_parts import start_of
 from medseg.commands.plan import plan as make_plan
 from medseg.commands.plan import usable_cohort
-from medseg.data.augment import Augment, strong
+from medseg.data.augment import Augment, Recipe, strong
 from medseg.data.dataset import make_loader, stream
+from medseg.data.on_device import DeviceImages, hold_cases
 from medseg.data.splits import Split, Splits, obtain_splits
 from medseg.data.store import Store, prepare
 from medseg.errors import MedsegError, SomeFailed
-from medseg.inference.runtime import Precision, fast_bf16, find_device
+from medseg.inference.runtime import Precision, can_compile, compiler_of, fast_bf16, find_device
 from medseg.model import Model, save_model
 from medseg.networks import build_network
 from medseg.planning.plan import Plan
@@ -127,19 +128,22 @@ def train(
             compiled=choose_compile(settings, device.type),
         )
 
-        def loader_of(rank: int, ranks: int) -> Any:
+        def loader_of(rank: int, ranks: int, device: torch.device) -> Any:
+            recipe = augment(plan)
             return make_loader(
                 store,
                 usable.fit,
                 module.task,
                 plan,
-                augment(plan),
+                recipe,
                 kind=loader,
                 seed=seed,
                 steps=settings.steps_per_epoch,
                 workers=choose_workers(settings, device.type),
                 rank=rank,
                 world_size=ranks,
+                images=choose_images(settings, device, recipe, plan, store, usable.fit),
+                pin_memory=device.type == "cuda",
             )
 
         watched = [store.case(name) for name in usable.tune[: settings.tune_cases]]
@@ -269,12 +273,33 @@ def choose_precision(settings: TrainerSettings, device: str) -> Precision:
 
 
 def choose_compile(settings: TrainerSettings, device: str) -> bool:
-    """Compiling costs one to two minutes: on a GPU it repays them within ten. On CPUs without AMX it was slower than eager."""
-    if settings.compile != "auto":
-        return settings.compile == "true"
+    """Whether to compile the network, which costs one to two minutes: on a GPU it repays them within ten.
+
+    On a CPU with AMX, too; on others convolutions are nine tenths of a step, and compiled it took 1.02 times as long as eager.
+    Where there is nothing to compile with it is not compiled, and one line says so.
+    """
     long_enough = settings.max_time is None or settings.max_time >= 600
     amx = device == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return long_enough and (device == "cuda" or bool(amx))
+    wanted = settings.compile == "true" or (settings.compile == "auto" and long_enough and (device == "cuda" or amx))
+    if wanted and not can_compile(torch.device(device)):
+        logger.warning("the network is not compiled: found no %s", compiler_of(torch.device(device)))
+        return False
+    return bool(wanted)
+
+
+def choose_images(
+    settings: TrainerSettings, device: torch.device, recipe: Augment, plan: Plan, store: Store, ids: Sequence[str]
+) -> DeviceImages | None:
+    """What makes images on ``device``, holding all cases there if they fit; None where workers make them."""
+    gpu, keep = device.type == "cuda", settings.keep_on_device
+    if settings.augment_on == "workers" or (settings.augment_on == "auto" and keep != "true" and not gpu):
+        return None
+    if settings.augment_on == "auto" and keep != "true" and not isinstance(recipe, Recipe):
+        return None
+    images = DeviceImages(recipe, plan.patch_size)
+    if keep == "true" or (keep == "auto" and gpu):
+        images.held = hold_cases(store, ids, device, always=keep == "true")
+    return images
 
 
 def choose_workers(settings: TrainerSettings, device: str) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import Tensor
 from torch.nn import functional
 
 from medseg.errors import MedsegError
@@ -215,14 +216,16 @@ class Recipe:
                 f"found {' and '.join(f'{name} {size}' for name, size in found.items())}; ask source_size() for it"
             )
         if parameters.moves:
-            matrix = self.matrix(parameters)
-            image = _sample(image, patch, matrix, self.plane, "bilinear")
-            label = None if label is None else _sample(label, patch, matrix, self.plane, "nearest")
+            image = _sample_array(image, patch, self.matrix(parameters), self.plane, "bilinear")
         image = _change_intensities(image, parameters, self.plane)
-        if parameters.mirrored:
-            axes = tuple(axis + 1 for axis in parameters.mirrored)
-            image, label = np.flip(image, axes), None if label is None else np.flip(label, axes)
-        return np.ascontiguousarray(image), None if label is None else np.ascontiguousarray(label)
+        image = np.ascontiguousarray(np.flip(image, _flipped(parameters)))
+        return image, None if label is None else self.apply_to_label(label, patch, parameters)
+
+    def apply_to_label(self, label: Array, patch_size: Sequence[int], parameters: Parameters) -> Array:
+        """The label that `apply` gives, without the image: for images that are changed elsewhere."""
+        if parameters.moves:
+            label = _sample_array(label, tuple(patch_size), self.matrix(parameters), self.plane, "nearest")
+        return np.ascontiguousarray(np.flip(label, _flipped(parameters)))
 
     def move(self, boxes: Array, patch_size: Sequence[int], parameters: Parameters) -> Array:
         """A turned box is the smallest box around its turned ellipsoid: a box around turned corners would grow with every
@@ -330,32 +333,49 @@ def _plane(plan: Plan) -> tuple[int, ...]:
     return axes
 
 
-def _sample(array: Array, patch: tuple[int, ...], matrix: Array, plane: tuple[int, ...], mode: str) -> Array:
-    """Read ``(C, *source)`` at ``matrix`` · (offset from the patch's centre): ``(C, *patch)``, dtype kept.
+def sample(image: Tensor, patch: tuple[int, ...], matrix: Array, plane: tuple[int, ...], mode: str) -> Tensor:
+    """Read ``(C, *source)`` float32 at ``matrix`` · (offset from the patch's centre): ``(C, *patch)``, on the same device.
 
     The axis that a plane leaves out becomes channels of a 2D sampling, which is several times faster.
     """
     still = [axis for axis in range(len(patch)) if axis not in plane]
-    moved = np.moveaxis(array, [axis + 1 for axis in still], range(1, 1 + len(still)))
-    lead = moved.shape[: 1 + len(still)]
-    source = moved.shape[1 + len(still) :]
+    moved = image.movedim([axis + 1 for axis in still], list(range(1, 1 + len(still))))
+    lead, source = moved.shape[: 1 + len(still)], moved.shape[1 + len(still) :]
     size = tuple(patch[axis] for axis in plane)
-    flat = np.ascontiguousarray(moved.reshape(1, -1, *source), dtype=np.float32)
     # torch's coordinates run from −1 to 1 between the outer edges of the source, the last axis first. They are summed
     # axis by axis rather than by affine_grid, whose matrix product rounds differently with another number of threads.
     columns = []
     for row in reversed(range(len(plane))):
-        column = np.zeros(size, dtype=np.float32)
+        column = torch.zeros(size, device=image.device)
         for axis, n in enumerate(size):
             line = (np.arange(n) - (n - 1) / 2) * (matrix[plane[row], plane[axis]] * 2 / source[row])
-            column += line.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(len(plane))])
+            on_device = torch.from_numpy(line.astype(np.float32)).to(image.device, non_blocking=True)
+            column += on_device.view([-1 if a == axis else 1 for a in range(len(plane))])
         columns.append(column)
-    grid = torch.from_numpy(np.stack(columns, axis=-1))[None]
     sampled = functional.grid_sample(
-        torch.from_numpy(flat), grid, mode=mode, padding_mode="border", align_corners=False
-    ).numpy()
-    out = sampled.reshape(*lead, *size).astype(array.dtype, copy=False)
-    return np.moveaxis(out, range(1, 1 + len(still)), [axis + 1 for axis in still])
+        moved.reshape(1, -1, *source), torch.stack(columns, -1)[None], mode, padding_mode="border", align_corners=False
+    )
+    return sampled.reshape(*lead, *size).movedim(list(range(1, 1 + len(still))), [axis + 1 for axis in still])
+
+
+def lose_resolution(channel: Tensor, share: float, plane: tuple[int, ...]) -> Tensor:
+    """Keep every so-many-th voxel of ``(*S)`` along the axes of ``plane`` and interpolate linearly between them."""
+    size = list(channel.shape)
+    fewer = [max(1, round(n * share)) if axis in plane else n for axis, n in enumerate(size)]
+    mode = "trilinear" if channel.ndim == 3 else "bilinear"
+    thin = functional.interpolate(channel[None, None], size=fewer, mode="nearest-exact")
+    return functional.interpolate(thin, size=size, mode=mode, align_corners=False)[0, 0]
+
+
+def _sample_array(array: Array, patch: tuple[int, ...], matrix: Array, plane: tuple[int, ...], mode: str) -> Array:
+    """`sample` of an array, whose type is kept."""
+    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return sample(values, patch, matrix, plane, mode).numpy().astype(array.dtype, copy=False)
+
+
+def _flipped(parameters: Parameters) -> tuple[int, ...]:
+    """The axes of ``(C, *S)`` that are flipped."""
+    return tuple(axis + 1 for axis in parameters.mirrored)
 
 
 def _change_intensities(image: Array, parameters: Parameters, plane: tuple[int, ...]) -> Array:
@@ -375,7 +395,7 @@ def _change_intensities(image: Array, parameters: Parameters, plane: tuple[int, 
         if p.contrast:
             _change_contrast(channel, p.contrast[c])
         if p.resolution and p.resolution[c] < 1:
-            out[c] = _lose_resolution(channel, p.resolution[c], plane)
+            out[c] = lose_resolution(torch.from_numpy(channel), p.resolution[c], plane).numpy()
         if p.gamma_inverted:
             np.negative(channel, out=channel)
             _change_gamma(channel, p.gamma_inverted[c])
@@ -406,12 +426,3 @@ def _change_gamma(channel: Array, exponent: float) -> None:
     channel -= channel.mean()
     channel *= deviation / max(channel.std(), np.float32(1e-7))
     channel += mean
-
-
-def _lose_resolution(channel: Array, share: float, plane: tuple[int, ...]) -> Array:
-    """Keep every so-many-th voxel along the axes of ``plane`` and interpolate linearly between them."""
-    size = list(channel.shape)
-    fewer = [max(1, round(n * share)) if axis in plane else n for axis, n in enumerate(size)]
-    mode = "trilinear" if channel.ndim == 3 else "bilinear"
-    thin = functional.interpolate(torch.from_numpy(channel)[None, None], size=fewer, mode="nearest-exact")
-    return functional.interpolate(thin, size=size, mode=mode, align_corners=False)[0, 0].numpy()

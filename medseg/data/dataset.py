@@ -3,8 +3,8 @@
 A crop is a function of (seed, epoch, index) and of nothing else: its generator is made from these three numbers, so
 that workers, ranks, prefetching and resuming cannot change what is seen. A step's batch is the indices
 ``step · batch_size + slot``; with several ranks each takes every so-many-th slot of the same batch. Where cases come
-from is said in `cases`; what a crop must hold is the task's business, how it is changed that of `augment`. Nothing here
-knows losses, networks or Lightning.
+from is said in `cases`; what a crop must hold is the task's business, how it is changed that of `augment`, and making its image
+on a device that of `on_device`. Nothing here knows losses, networks or Lightning.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import blosc2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from medseg.data.augment import Augment
+from medseg.data.augment import Augment, Recipe
 from medseg.data.cases import Cases, CasesBuilder, cache, persistent, smart, stream, whole_cases
+from medseg.data.on_device import DeviceImages, Pending
 from medseg.data.store import Store
 from medseg.errors import MedsegError
 from medseg.planning.plan import Plan
@@ -47,6 +49,10 @@ __all__ = [
 
 MOST_DRAWS = 1000
 """After so many cases that the task does not want, the last is taken."""
+
+
+Images = Literal["made", "cut", "named"]
+"""How far a crop's image is made where the crop is drawn: wholly, cut out but not changed, or only said where it lies."""
 
 
 class Cropper(Protocol):
@@ -79,17 +85,28 @@ class Crops(Dataset[dict[str, Any]]):
         plan: patch size, batch size and the share of foreground crops.
         augment: draws and applies the random changes.
         seed: with epoch and index, all that a crop depends on; 0 or more.
+        images: how far the image is made here. The rest, which a `Recipe` alone allows, is left to `DeviceImages`.
     """
 
-    def __init__(self, cases: Cases, task: Cropper, plan: Plan, augment: Augment[Any], *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        cases: Cases,
+        task: Cropper,
+        plan: Plan,
+        augment: Augment[Any],
+        *,
+        seed: int = 0,
+        images: Images = "made",
+    ) -> None:
         if not len(cases):
             raise MedsegError("training: expected a case to crop from, found none; look at the split and at data.skip")
         if seed < 0:
             raise MedsegError(f"seed: expected 0 or more, found {seed}")
         self.cases, self.task, self.plan, self.augment, self.seed = cases, task, plan, augment, int(seed)
+        self._images = images
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """``image`` (C, *patch) float32, ``case``: the id, and what `Task.target` gives."""
+        """``image`` (C, *patch) float32, or ``pending``; ``case``: the id, and what `Task.target` gives."""
         epoch, index = draw
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch, index))))
         case = self._drawn(rng)
@@ -101,14 +118,21 @@ class Crops(Dataset[dict[str, Any]]):
         size = self.augment.source_size(patch, parameters)
         first = tuple(at - (s - n) // 2 for at, s, n in zip(lower, size, patch, strict=True))
         last = tuple(at + s for at, s in zip(first, size, strict=True))
-        window = case.label(first, last) if case.has_label else None
-        image, label = self.augment.apply(case.image(first, last), window, patch, parameters)
+        label = case.label(first, last) if case.has_label else None
+        made: dict[str, Any]
+        if self._images == "made" or not isinstance(self.augment, Recipe):
+            image, label = self.augment.apply(case.image(first, last), label, patch, parameters)
+            made = {"image": torch.from_numpy(image)}
+        else:
+            window = torch.from_numpy(case.image(first, last)) if self._images == "cut" else None
+            label = None if label is None else self.augment.apply_to_label(label, patch, parameters)
+            made = {"pending": Pending(case.id, first, last, window, parameters)}
 
         def placed(boxes: Array) -> Array:
             return self.augment.move(boxes - np.tile(first, 2), patch, parameters)
 
         target = self.task.target(case, label, patch, placed)
-        return {"image": torch.from_numpy(image), "case": case.id, **target}
+        return {**made, "case": case.id, **target}
 
     def _drawn(self, rng: np.random.Generator) -> Any:
         """A case, each as likely as any other, or as the task wants them."""
@@ -166,10 +190,16 @@ class EpochSampler(Sampler[Draw]):
 
 
 class CropLoader(DataLoader[dict[str, Any]]):
-    """A DataLoader of crops for one epoch after another; say which one by `set_epoch` before iterating."""
+    """A DataLoader of crops for one epoch after another; say which one by `set_epoch` before iterating.
+
+    ``images`` finishes its batches on a device, where it is there. ``waited_s`` is how long, in this epoch, whoever iterates has
+    waited for batches.
+    """
 
     sampler: EpochSampler
     dataset: Crops
+    images: DeviceImages | None = None
+    waited_s: float = 0.0
 
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)
@@ -179,7 +209,14 @@ class CropLoader(DataLoader[dict[str, Any]]):
         self.on_epoch_end()
         batches = super().__iter__()
         self.dataset.cases.on_epoch_start()
-        yield from batches
+        self.waited_s = 0.0
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited_s += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def on_epoch_end(self) -> None:
         """Let the cases change for the next epoch; called by the next iteration at the latest."""
@@ -207,6 +244,7 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     epoch: int = 0,
+    images: DeviceImages | None = None,
     pin_memory: bool = False,
 ) -> CropLoader:
     """Batches of training crops: ``image`` (B, C, *patch), ``case``: B ids, and what the task compares with.
@@ -221,6 +259,8 @@ def make_loader(
         steps: batches an epoch.
         workers: processes that prepare batches; 0: none, and the very same batches.
         rank, world_size: this process among those that train together; each gets its share of every batch.
+        images: changes images on a device, or also cuts them out there; whoever iterates calls its ``finish``.
+        pin_memory: whether batches are brought into memory that a GPU copies from beside its work.
     """
     sampler = EpochSampler(steps, plan.batch_size, rank=rank, world_size=world_size, epoch=epoch)
     source = kind(store, sorted(ids))
@@ -235,8 +275,9 @@ def make_loader(
             "prefetch_factor": 4,
             "worker_init_fn": _WorkerStart(os.getpid()),
         }
-    return CropLoader(
-        Crops(source, task, plan, augment, seed=seed),
+    far: Images = "made" if images is None else "cut" if images.held is None else "named"
+    loader = CropLoader(
+        Crops(source, task, plan, augment, seed=seed, images=far),
         batch_size=plan.batch_size // world_size,
         sampler=sampler,
         num_workers=workers,
@@ -246,6 +287,8 @@ def make_loader(
         generator=torch.Generator().manual_seed(seed),
         **options,
     )
+    loader.images = images
+    return loader
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,11 @@ class StoredCase:
         return "label.b2nd" in self.offsets
 
     @property
+    def image_bytes(self) -> int:
+        """What the image takes in memory in its own number format."""
+        return int(self._opened("image.b2nd").dtype.itemsize) * self.channels * math.prod(self.shape)
+
+    @property
     def locations(self) -> dict[str, Array]:
         """Target name → ``(N, D)`` int32 voxels of the plan's grid that belong to it, at most `MAX_LOCATIONS`; a mapped file."""
         offset = self.offsets["locations.npy"]
@@ -133,7 +138,7 @@ class StoredCase:
         return self.image(start, self.shape), self.label(start, self.shape) if self.has_label else None
 
     def _window(self, member: str, channels: int, dtype: Any, lower: Sequence[int], upper: Sequence[int]) -> Array:
-        stored = _opened(str(self.file), self.offsets[member], os.getpid())
+        stored = self._opened(member)
         inner = [(max(int(low), 0), min(int(high), n)) for low, high, n in zip(lower, upper, self.shape, strict=True)]
         size = [int(high) - int(low) for low, high in zip(lower, upper, strict=True)]
         read = (slice(None), *(slice(low, high) for low, high in inner))
@@ -144,6 +149,9 @@ class StoredCase:
             place = (slice(a - int(low), b - int(low)) for (a, b), low in zip(inner, lower, strict=True))
             out[(slice(None), *place)] = stored[read]
         return out
+
+    def _opened(self, member: str) -> Any:
+        return _opened(str(self.file), self.offsets[member], os.getpid())
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class TorchRuntime:
         self.precision = fast_format(self.device) if precision == "auto" else precision
         self.compiled = compile and can_compile(self.device)
         if compile and not self.compiled:
-            logger.warning("runtime=compile: found no %s, so the network is not compiled", _compiler(self.device))
+            logger.warning("runtime=compile: found no %s, so the network is not compiled", compiler_of(self.device))
         network.eval()
         network.to(self.device)
         self._forward: Callable[[Tensor], Any] = network
@@ -160,7 +160,8 @@ def can_compile(device: torch.device) -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
 
 
-def _compiler(device: torch.device) -> str:
+def compiler_of(device: torch.device) -> str:
+    """What `can_compile` looks for."""
     return "Triton" if device.type == "cuda" else "C++ compiler"
 
 

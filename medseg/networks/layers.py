@@ -3,8 +3,9 @@
 Measured for ``(8, 16, 40, 56, 40)`` in bfloat16, channels last, one core, forward and backward: instance norm with LeakyReLU
 32 → 19 ms (PyTorch turns the layout round twice each way); transposed convolution, concatenation and the skip's gradient 73 →
 34 ms (PyTorch is slow to sum for the bias, and to add a slice to a whole); average pooling 43 → 9 ms (PyTorch has it in
-float32 only). Other layouts and devices, and graphs that are traced or compiled, take PyTorch's own operators. Parameters are
-those of PyTorch's modules.
+float32 only). Other layouts and devices, and graphs that are traced for export, take PyTorch's own operators. Compiled, what
+PyTorch would hand to a kernel is written out, so that the compiler fuses it in the layout that is there (a step of nnU-Net's
+network for the hippocampus on one core: 2.14 → 1.88 s). Parameters are those of PyTorch's modules.
 """
 
 from __future__ import annotations
@@ -46,8 +47,18 @@ class InstanceNorm(nn.Module):
         """``(B, C, *S)`` in and out, in the type of ``x``; statistics in float32."""
         if _is_ours(x):
             return _NormBySample.apply(x, self.weight, self.bias, self.eps, self.slope)  # type: ignore[no-any-return]
-        x = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        x = (
+            self._written_out(x)
+            if _is_compiled()
+            else F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        )
         return x if self.slope == 1 else F.leaky_relu_(x, self.slope)
+
+    def _written_out(self, x: Tensor) -> Tensor:
+        axes, wide = tuple(range(2, x.ndim)), x.to(torch.promote_types(x.dtype, torch.float32))
+        weight, bias = (p.view(-1, *[1] * len(axes)) for p in (self.weight, self.bias))
+        variance, mean = torch.var_mean(wide, axes, correction=0, keepdim=True)
+        return ((wide - mean) * (torch.rsqrt(variance + self.eps) * weight) + bias).to(x.dtype)
 
 
 class UpConcat(nn.Module):
@@ -69,7 +80,11 @@ class UpConcat(nn.Module):
         """``x`` ``(B, inputs, *S)`` and ``skip`` ``(B, F, *S·stride)`` → ``(B, outputs + F, *S·stride)``."""
         if _is_ours(x) and _is_ours(skip):
             return _UpConcat.apply(x, skip, self.weight, self.bias, self.stride)  # type: ignore[no-any-return]
-        return torch.cat((_UP[len(self.stride)](x, self.weight, self.bias, self.stride), skip), 1)
+        up = _UP[len(self.stride)]
+        if _is_compiled():
+            y = up(x, self.weight, None, self.stride)
+            return torch.cat((y + self.bias.to(y.dtype).view(-1, *[1] * len(self.stride)), skip), 1)
+        return torch.cat((up(x, self.weight, self.bias, self.stride), skip), 1)
 
 
 class AveragePool(nn.Module):
@@ -187,6 +202,11 @@ class _Pool(torch.autograd.Function):
 
 def _channels_last(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+
+
+def _is_compiled() -> bool:
+    """Whether this is being compiled, not exported: other programs know the operators that are written out for the compiler."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def _is_ours(x: Tensor) -> bool:

@@ -92,6 +92,29 @@ class Clock(Callback):
         self._before = float(state_dict["elapsed"])
 
 
+class Waiting(Callback):
+    """The share of the time of an epoch's steps that the loop spent waiting for batches: what a faster loader would save.
+
+    The time runs from the epoch's start, before its first batch, to the end of its last step so far, without validation.
+
+    Args:
+        waited: seconds that the loop has waited in this epoch.
+    """
+
+    def __init__(self, waited: Callable[[], float]) -> None:
+        self._waited = waited
+        self._start = time.perf_counter()
+        self.share = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.share = min(1.0, self._waited() / max(time.perf_counter() - self._start, 1e-9))
+
+
 class Record(Callback):
     """A row of figures an epoch, the best weights so far, the early stop, and a checkpoint that appears whole or not at all.
 
@@ -99,10 +122,17 @@ class Record(Callback):
     between repeats the epoch and writes the same again.
     """
 
-    def __init__(self, folder: Path, settings: TrainerSettings, draw: Callable[[list[dict[str, float]]], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: TrainerSettings,
+        draw: Callable[[list[dict[str, float]]], None],
+        waiting: Waiting,
+    ) -> None:
         self._folder = folder
         self._settings = settings
         self._draw = draw
+        self._waiting = waiting
         self.rows: list[dict[str, float]] = []
         self.best_score = float("-inf")
         self.best_epoch = -1
@@ -129,8 +159,9 @@ class Record(Callback):
             logger.info("no better tune score for %d epochs: stopped early", patience)
             trainer.should_stop = True
         logger.info(
-            "epoch %d: loss %.4f, tune score %.4f (best %.4f)", epoch, losses["loss"], figures["score"], self.best_score
-        )
+            "epoch %d: loss %.4f, tune score %.4f (best %.4f), waited for batches %.0f %% of the time",
+            epoch, losses["loss"], figures["score"], self.best_score, 100 * self._waiting.share,
+        )  # fmt: skip
         if trainer.is_global_zero:
             write_rows(self._folder / "training.csv", self.rows)
         self._checkpoint(trainer)
@@ -164,11 +195,11 @@ class Record(Callback):
 
 
 class Progress(Callback):
-    """One bar over the steps of the run; it says the loss and the best ``tune`` score."""
+    """One bar over the steps of the run; it says the last loss and ``tune`` score, and the share of time spent waiting."""
 
-    def __init__(self, settings: TrainerSettings, record: Record) -> None:
-        self._settings = settings
+    def __init__(self, record: Record, waiting: Waiting) -> None:
         self._record = record
+        self._waiting = waiting
         self._bar: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -183,12 +214,9 @@ class Progress(Callback):
         if self._bar is None or not isinstance(module, TrainingModule):
             return
         self._bar.total = module.total_steps
+        figures = [f"loss {row['loss']:.3f} tune {row['tune/score']:.3f}" for row in self._record.rows[-1:]]
+        self._bar.set_postfix_str(" ".join([*figures, f"waiting {self._waiting.share:.0%}"]), refresh=False)
         self._bar.update(1)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self._bar is not None and self._record.rows:
-            row = self._record.rows[-1]
-            self._bar.set_postfix_str(f"loss {row['loss']:.3f} tune {row['tune/score']:.3f}")
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._close()

@@ -19,11 +19,13 @@ from torch.utils.data import DataLoader
 from medseg.data.store import StoredCase
 from medseg.errors import MedsegError
 from medseg.inference.runtime import Precision
-from medseg.training.callbacks import Clock, Progress, Record
+from medseg.training.allocation import freed_memory_is_kept
+from medseg.training.callbacks import Clock, Progress, Record, Waiting
 from medseg.training.module import TrainingModule
 from medseg.training.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
+_CPU = torch.device("cpu")
 Loggers = Callable[[Path], Sequence[Logger]]
 """Makes the loggers of a run, given its folder."""
 
@@ -44,9 +46,14 @@ class Fitted:
 
 
 class TrainingData(pl.LightningDataModule):
-    """Gives each process its share of the crops, and every process all ``tune`` cases."""
+    """Gives each process its share of the crops, and every process all ``tune`` cases.
 
-    def __init__(self, make_loader: Callable[[int, int], Any], tune: Sequence[StoredCase]) -> None:
+    Args:
+        make_loader: called with this process's rank, the number of processes and the device that this one trains on.
+        tune: the cases to validate on.
+    """
+
+    def __init__(self, make_loader: Callable[[int, int, torch.device], Any], tune: Sequence[StoredCase]) -> None:
         super().__init__()
         self._make_loader = make_loader
         self._tune = list(tune)
@@ -54,16 +61,27 @@ class TrainingData(pl.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         trainer = self.trainer
-        self.loader = self._make_loader(trainer.global_rank, trainer.world_size) if trainer else self._make_loader(0, 1)
+        where = (trainer.global_rank, trainer.world_size, trainer.strategy.root_device) if trainer else (0, 1, _CPU)
+        self.loader = self._make_loader(*where)
         return self.loader
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds of this epoch in which the loop waited for a batch."""
+        return float(getattr(self.loader, "waited_s", 0.0))
 
     def val_dataloader(self) -> DataLoader[StoredCase]:
         return DataLoader(self._tune, batch_size=None)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return (
-            batch if isinstance(batch, StoredCase) else super().transfer_batch_to_device(batch, device, dataloader_idx)
-        )
+        if isinstance(batch, StoredCase):
+            return batch
+        images = getattr(self.loader, "images", None)
+        if images is None:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        rest = {name: value for name, value in batch.items() if name != "pending"}
+        moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        return images.finish({**moved, "pending": batch["pending"]}, device)
 
 
 def fit(
@@ -94,20 +112,21 @@ def fit(
     last = folder / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True, exist_ok=True)
     state = load_checkpoint(last)["medseg"] if last.exists() else {"total_steps": module.total_steps, "finished": False}
-    record = Record(folder, settings, draw)
+    waiting = Waiting(lambda: data.waited_s)
+    record = Record(folder, settings, draw, waiting)
     clock = Clock(settings, started, reserve)
-    trainer = make_trainer(
-        settings, folder, precision, state["total_steps"], [clock, record, Progress(settings, record)], loggers
-    )
+    callbacks = [clock, waiting, record, Progress(record, waiting)]
+    trainer = make_trainer(settings, folder, precision, state["total_steps"], callbacks, loggers)
     if last.exists():
         logger.info("going on from %s", last.name)
     if state["finished"]:
-        callbacks = load_checkpoint(last)["callbacks"]
-        record.load_state_dict(callbacks["Record"])
-        clock.load_state_dict(callbacks["Clock"])
+        states = load_checkpoint(last)["callbacks"]
+        record.load_state_dict(states["Record"])
+        clock.load_state_dict(states["Clock"])
     else:
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+            with freed_memory_is_kept():
+                trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
         finally:
             if data.loader is not None and hasattr(data.loader, "close"):
                 data.loader.close()
@@ -139,6 +158,7 @@ def make_trainer(
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             max_epochs=epochs,
             gradient_clip_val=settings.clip or None,
+            benchmark=True,  # every patch has one size, so cuDNN may find out once which of its convolutions is fastest
             num_sanity_val_steps=0,
             enable_checkpointing=False,
             enable_progress_bar=False,

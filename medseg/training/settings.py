@@ -15,6 +15,7 @@ from medseg.inference.runtime import Precision
 
 Schedule = Literal["poly", "cosine", "constant"]
 Choice = Literal["auto", "true", "false"]
+Place = Literal["auto", "workers", "device"]
 OPTIMIZERS = {"torch.optim.SGD": torch.optim.SGD, "torch.optim.AdamW": torch.optim.AdamW}
 
 
@@ -75,6 +76,9 @@ class TrainerSettings:
         keep: the ``best`` epoch by its ``tune`` score, or the ``last``.
         tune_cases: how many ``tune`` cases are validated each epoch; None for all.
         workers: loading processes; None chooses by the number of cores and the device.
+        augment_on: whether ``workers`` change images or the ``device`` of the network; ``auto``: a GPU, where there is one.
+        keep_on_device: whether the images of all cases are kept on the device and cut there; ``auto``: on a GPU, where they
+            fit. Then images are changed there, too.
         pictures: epochs between two drawings of curves and samples; 0 for none.
     """
 
@@ -89,6 +93,8 @@ class TrainerSettings:
     keep: Literal["best", "last"] = "best"
     tune_cases: int | None = None
     workers: int | None = None
+    augment_on: Place = "auto"
+    keep_on_device: str = "auto"
     accelerator: str = "auto"
     devices: int | str = "auto"
     pictures: int = 1
@@ -100,14 +106,21 @@ class TrainerSettings:
         if unknown:
             raise MedsegError(f"trainer has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
         settings = dict(values) | {"max_time": seconds(values.get("max_time"))}
-        for name in ("precision", "compile"):
+        for name in ("precision", "compile", "keep_on_device"):
             if name in settings:
                 settings[name] = str(settings[name]).lower()
         trainer = cls(**settings)
         if trainer.precision not in get_args(Precision):
             raise MedsegError(f"trainer.precision {trainer.precision!r}; expected auto, bf16 or float32")
-        if trainer.compile not in get_args(Choice):
-            raise MedsegError(f"trainer.compile {trainer.compile!r}; expected auto, true or false")
+        for name in ("compile", "keep_on_device"):
+            if getattr(trainer, name) not in get_args(Choice):
+                raise MedsegError(f"trainer.{name} {getattr(trainer, name)!r}; expected auto, true or false")
+        if trainer.augment_on not in get_args(Place):
+            raise MedsegError(f"trainer.augment_on {trainer.augment_on!r}; expected auto, workers or device")
+        if trainer.augment_on == "workers" and trainer.keep_on_device == "true":
+            raise MedsegError(
+                "trainer.keep_on_device=true with augment_on=workers: what a device holds is changed there; leave one out"
+            )
         if trainer.max_epochs < 1 or trainer.steps_per_epoch < 1 or not 0 <= trainer.ema < 1:
             raise MedsegError("trainer: expected max_epochs ≥ 1, steps_per_epoch ≥ 1 and 0 ≤ ema < 1")
         return trainer

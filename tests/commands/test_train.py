@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from medseg.commands import train as recipe
+from medseg.data.augment import strong
 from medseg.data.cases import cache, persistent, smart
 from medseg.data.splits import Splits
+from medseg.data.store import Store
 from medseg.errors import MedsegError, SomeFailed
 from medseg.model import load_model, save_model
 from medseg.planning.plan import Plan
 from medseg.scans.layouts import folder as folder_layout
+from medseg.training.settings import TrainerSettings
+from tests.tiny import tiny_plan
 from tests.training.recipe import PLAN, run, tiny_cohort
 
 SHORT = {"max_epochs": 1, "steps_per_epoch": 2, "workers": 0}
@@ -126,3 +131,48 @@ def test_a_data_set_without_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MedsegError, match="has no labels"):
         recipe.train(cohort, run_dir=tmp_path / "run", cache_dir=tmp_path / "cache", network={})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "made_there", "held"),
+    [
+        ({}, "cpu", False, False),
+        ({}, "cuda", True, True),
+        ({"augment_on": "device"}, "cpu", True, False),
+        ({"augment_on": "workers"}, "cuda", False, False),
+        ({"keep_on_device": False}, "cuda", True, False),
+        ({"keep_on_device": True}, "cpu", True, True),
+    ],
+)
+def test_images_are_made_where_the_settings_and_the_device_say(
+    settings: dict[str, Any], device: str, made_there: bool, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "hold_cases", lambda store, ids, device, always: "held")
+    plan = tiny_plan()
+    images = recipe.choose_images(
+        TrainerSettings.from_mapping(settings), torch.device(device), strong(plan), plan, Store(Path(), {}), []
+    )
+    assert (images is not None) is made_there
+    assert (images is not None and images.held == "held") is held
+
+
+def test_an_augmentation_of_the_users_own_stays_with_the_workers() -> None:
+    plan, own = tiny_plan(), type("Own", (), {})()
+    rest = (torch.device("cuda"), own, plan, Store(Path(), {}), [])
+    assert recipe.choose_images(TrainerSettings(), *rest) is None
+    with pytest.raises(MedsegError, match="found Own"):
+        recipe.choose_images(TrainerSettings(augment_on="device"), *rest)
+
+
+def test_a_network_is_compiled_where_that_repays_and_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recipe, "can_compile", lambda device: True)
+    assert recipe.choose_compile(TrainerSettings(), "cuda")
+    assert not recipe.choose_compile(TrainerSettings(max_time=300), "cuda")
+    assert recipe.choose_compile(TrainerSettings(max_time=300, compile="true"), "cpu")
+    assert not recipe.choose_compile(TrainerSettings(compile="false"), "cuda")
+    assert not caplog.records
+    monkeypatch.setattr(recipe, "can_compile", lambda device: False)
+    assert not recipe.choose_compile(TrainerSettings(compile="true"), "cpu")
+    assert "the network is not compiled: found no C++ compiler" in caplog.text

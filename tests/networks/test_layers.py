@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -111,3 +112,28 @@ def test_average_pool_keeps_bfloat16_inside_autocast() -> None:
     x = draw((1, 4, 4, 4, 4), True, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         assert AveragePool((2, 2, 2))(x).dtype == torch.bfloat16
+
+
+@dimensional
+@in_both_layouts
+def test_compiled_layers_are_written_out_and_do_the_same(dimensions: int, last: bool) -> None:
+    x = draw((3, 5, *SIZES[dimensions]), last)
+    norm = made_norm(5, 0.01)
+    expected = F.leaky_relu(F.instance_norm(x, weight=norm.weight, bias=norm.bias), 0.01)
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    assert_same_gradients(torch.compile(norm, backend=backend)(x), expected, [x, norm.weight, norm.bias])
+    assert any("var_mean" in name for name in seen) and not any("instance_norm" in name for name in seen)
+
+    stride = (1, 2, 2)[-dimensions:]
+    layer = UpConcat(5, 4, stride).double()
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    skip = draw((3, 2, *(n * s for n, s in zip(SIZES[dimensions], stride, strict=True))), last, seed=5)
+    found = torch.compile(layer, backend=backend)(x, skip)
+    assert_same_gradients(found, layer(x, skip), [x, skip, layer.weight, layer.bias])

@@ -34,6 +34,9 @@ def test_warm_up_rises_linearly():
         ({"precision": 16}, "expected auto, bf16 or float32"),
         ({"compile": "maybe"}, "expected auto, true or false"),
         ({"ema": 1.5}, "0 ≤ ema < 1"),
+        ({"augment_on": "gpu"}, "expected auto, workers or device"),
+        ({"keep_on_device": "some"}, "keep_on_device 'some'; expected auto, true or false"),
+        ({"keep_on_device": True, "augment_on": "workers"}, "what a device holds is changed there"),
     ],
 )
 def test_impossible_trainer_settings_are_named(values, message):
