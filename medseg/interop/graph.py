@@ -20,24 +20,23 @@ OUTPUT = "logits"
 
 
 class FlatNetwork(nn.Module):
-    """``network`` in evaluation mode, returning a tuple of tensors; ``names`` says which is which.
+    """``network`` in evaluation mode, returning a tuple of tensors; ``names`` says which is which, once it has answered.
 
     Args:
         network: on the CPU.
-        example: ``(B, C, *S)`` float32, of the size that the graph will have; the network answers it once.
-
-    Raises:
-        MedsegError: what the network returns cannot be named.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval()
-        with torch.no_grad():
-            self.names = tuple(name for name, _ in flatten(self.network(example)))
+        self.names: tuple[str, ...] = ()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor for _, tensor in flatten(self.network(x)))
+        """Raises MedsegError where what the network returns cannot be named."""
+        flat = list(flatten(self.network(x)))
+        if not torch.compiler.is_compiling():
+            self.names = tuple(name for name, _ in flat)
+        return tuple(tensor for _, tensor in flat)
 
 
 def example_of(channels: int, shape: Sequence[int], batch_size: int = 1) -> Tensor:

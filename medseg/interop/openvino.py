@@ -43,7 +43,7 @@ def write_openvino(model: Model, folder: Path, *, batch_size: int = 1, trust: Se
     """
     library = openvino_library()
     example = example_of(len(model.plan.channels), model.plan.patch_size, batch_size)
-    graph = openvino_graph(FlatNetwork(model.network_module(trust), example), example)
+    graph = openvino_graph(FlatNetwork(model.network_module(trust)), example)
     for name, text in description_of(model).items():
         graph.set_rt_info(text, ["medseg", name.removeprefix(PREFIX)])
     library.save_model(graph, str(folder / "model.xml"), compress_to_fp16=False)

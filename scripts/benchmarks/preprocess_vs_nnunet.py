@@ -79,7 +79,7 @@ def main() -> None:
         "command": " ".join(["python", "scripts/benchmarks/preprocess_vs_nnunet.py", *sys.argv[1:]]),
         "machine": machine(load),
         "versions": {"nnU-Net": nnunet_version(), "medseg": version("medseg"), "python": platform.python_version()},
-        "median": {system: _median(measured) for system, measured in runs.items()},
+        "median": {system: median(measured) for system, measured in runs.items()},
         "runs": {system: [asdict(one) for one in measured] for system, measured in runs.items()},
     }
     result["nnunet_over_medseg"] = {
@@ -122,17 +122,23 @@ def run(system: str, raw: Path, out: Path, workers: int) -> Measured:
         command += ["-npfp", str(workers), "-np", str(workers)]
     else:
         command = [sys.executable, "-c", MEDSEG, str(raw / NAME), str(out), str(workers)]
-    with (out / "log.txt").open("w+b") as log:
+    return watched(command, environment, out / "log.txt")
+
+
+def watched(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Measured:
+    """Run a command to its end as a session of its own; its output goes into ``log``, and is shown only if it fails."""
+    with log.open("w+b") as file:
         started = time.monotonic()
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
         watch = PeakMemory(process.pid)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.monotonic() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         peak = watch.stop()
         if process.returncode:
-            log.seek(0)
-            sys.exit(f"{system} failed with {process.returncode}:\n{log.read().decode(errors='replace')[-4000:]}")
+            file.seek(0)
+            said = file.read().decode(errors="replace")[-4000:]
+            sys.exit(f"{' '.join(command)}\nfailed with {process.returncode}:\n{said}")
     return Measured(wall, usage.ru_utime + usage.ru_stime, peak)
 
 
@@ -198,8 +204,9 @@ def machine(load: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def nnunet_version() -> str:
-    code = "from importlib.metadata import version; print(version('nnunetv2'))"
+def nnunet_version(package: str = "nnunetv2") -> str:
+    """The version of a package of nnU-Net's own environment."""
+    code = f"from importlib.metadata import version; print(version({package!r}))"
     return subprocess.run([NNUNET / "python", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -213,7 +220,7 @@ def show(result: Mapping[str, Any]) -> None:
         print(f"{name:<16}{row['wall_s']:>10.2f}{row['cpu_s']:>10.2f}{row['peak_mb']:>10.2f}")
 
 
-def _median(measured: Sequence[Measured]) -> dict[str, float]:
+def median(measured: Sequence[Measured]) -> dict[str, float]:
     return {key: round(statistics.median(asdict(one)[key] for one in measured), 2) for key in asdict(measured[0])}
 
 

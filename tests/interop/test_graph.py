@@ -28,9 +28,9 @@ def test_an_output_comes_back_from_its_names():
 
 
 def test_a_flat_network_says_which_output_is_which():
-    flat = FlatNetwork(Returns({"scores": [torch.zeros(1)], "mask": torch.ones(1)}), torch.zeros(1))
-    assert flat.names == ("scores.0", "mask")
+    flat = FlatNetwork(Returns({"scores": [torch.zeros(1)], "mask": torch.ones(1)}))
     assert [float(tensor) for tensor in flat(torch.zeros(1))] == [0, 1]
+    assert flat.names == ("scores.0", "mask")
 
 
 @pytest.mark.parametrize(
