@@ -47,6 +47,18 @@ def example_of(channels: int, shape: Sequence[int], batch_size: int = 1) -> Tens
     return torch.sin(torch.arange(count, dtype=torch.float32) * 0.37).reshape(batch_size, channels, *shape)
 
 
+def enough_to_trace(network: nn.Module, example: Tensor) -> Tensor:
+    """A corner of ``example`` in which a network shows all its operations: two voxels of its deepest stage along each axis.
+
+    All of it where the network has no ``any_multiple_of`` that says so (`medseg.networks.unet.UNet`).
+    """
+    divisor = getattr(network, "any_multiple_of", None)
+    if divisor is None:
+        return example
+    window = (slice(0, min(n, 2 * d)) for n, d in zip(example.shape[2:], divisor, strict=True))
+    return example[(slice(None), slice(None), *window)].contiguous()
+
+
 def flatten(output: Any) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a network's output by name: ``logits``, or ``scores.0`` for the first of the levels ``scores``.
 

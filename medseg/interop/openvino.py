@@ -19,7 +19,7 @@ from torch import Tensor
 from medseg.errors import MedsegError
 from medseg.files import write_text
 from medseg.interop.description import PREFIX, description_of
-from medseg.interop.graph import INPUT, FlatNetwork, example_of
+from medseg.interop.graph import INPUT, FlatNetwork, enough_to_trace, example_of
 from medseg.interop.onnx import not_exported
 from medseg.model import Model
 
@@ -62,7 +62,7 @@ def openvino_graph(network: FlatNetwork, example: Tensor) -> Any:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the network is traced for one size, as is meant
-        traced = torch.jit.trace(network, example, check_trace=False)
+        traced = torch.jit.trace(network, enough_to_trace(network.network, example), check_trace=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         # The frontend only borrows the decoder, and the graph must outlive the network: its numbers are copied.
         decoder = TorchScriptPythonDecoder(traced, shared_memory=False)

@@ -42,7 +42,7 @@ CONFIGURATIONS = {"hippocampus": "3d_fullres", "ct": "ct"}
 CT_PATCH, TRAINED_PATCH = [96, 128, 128], [48, 64, 64]
 """Of the model, and on what it is trained: weights do not depend on it. nnU-Net's axes (k, j, i)."""
 CT_MM = (0.8, 0.8, 2.5)
-AIR, SOFT, NOISE = -1000, 40, 20
+AIR, SOFT, NOISE = -1000, 40, 10
 HU = {
     **{"fat": -100, "muscle": 55, "lungs": -800, "heart": 150, "spine": 400, "cord": 30, "aorta": 220, "gas": -900},
     **{"gallbladder": 5, "liver": 110, "kidneys": 190, "spleen": 145, "lesions": 70},
@@ -259,7 +259,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=work, help=f"what is trained stays there (default: {work})")
     parser.add_argument("--training", type=int, default=20, help="hippocampus cases to train on (default 20)")
     parser.add_argument("--cases", type=int, default=10, help="hippocampus cases to predict (default 10)")
-    parser.add_argument("--steps", type=int, default=150, help="training steps (default 150)")
+    parser.add_argument("--steps", type=int, default=250, help="training steps (default 250)")
     parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
     return parser.parse_args()
 
