@@ -40,7 +40,11 @@ _EXPECTED = {"openvino": (2.0, 3.0, 3.0), "compile": (90.0, 2.0, 1.8), "onnx": (
 
 
 def worth_trying(
-    timings: Mapping[str, Timing], windows: int, candidates: Collection[str], networks: int = 1, ready: Collection[str] = ()
+    timings: Mapping[str, Timing],
+    windows: int,
+    candidates: Collection[str],
+    networks: int = 1,
+    ready: Collection[str] = (),
 ) -> str | None:
     """That of ``candidates`` which would gain most if it were half as much faster than plain PyTorch as it may be.
 
@@ -74,8 +78,6 @@ def choose(timings: Mapping[str, Timing], windows: int, networks: int = 1, ready
     return Choice(best, f"{windows} windows ahead; {known}")
 
 
-def _total_s(
-    name: str, timings: Mapping[str, Timing], windows: int, networks: int, ready: Collection[str]
-) -> float:
+def _total_s(name: str, timings: Mapping[str, Timing], windows: int, networks: int, ready: Collection[str]) -> float:
     """Seconds that are left of a run."""
     return timings[name].total_s(windows, networks) - (timings[name].setup_s if name in ready else 0.0)

@@ -3,12 +3,12 @@
     bash scripts/benchmarks/nnunet.sh
     .venv/bin/python scripts/benchmarks/predict_vs_nnunet.py --kinds hippocampus ct --out result.json
 
-``hippocampus`` is nnU-Net's own plan and network for ten cases of a Decathlon folder, ``ct`` one phantom of 512×512×120 voxels of
-0.8×0.8×2.5 mm with four organs, windows of 128×128×96 at 2.5 mm and six stages of 32 to 320 features. nnU-Net trains both for some
-steps, or ``--model`` names a model folder that it trained; ``medseg import`` makes ours of it. Step size, mirroring and windows
-are nnU-Net's defaults, which are medseg's too. medseg measures its runtimes anew in every run and writes overlays and report,
-as it does unless told otherwise; nnU-Net writes masks. Peak memory is that of all processes together (PSS, Linux only). A ratio
-counts only if the masks of every run agree.
+``hippocampus`` is nnU-Net's own plan and network for ten cases of a Decathlon folder, ``ct`` one phantom of 512×512×120 voxels
+of 0.8×0.8×2.5 mm with four organs, windows of 128×128×96 at 2.5 mm and six stages of 32 to 320 features. nnU-Net trains both for
+some steps, or ``--model`` names a model folder that it trained; ``medseg import`` makes ours of it. Step size, mirroring and
+windows are nnU-Net's defaults, which are medseg's too. medseg measures its runtimes anew in every run and writes overlays and
+report, as it does unless told otherwise; nnU-Net writes masks. Peak memory is that of all processes together (PSS, Linux only).
+A ratio counts only if the masks of every run agree.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def ct_configuration(plans: dict[str, Any]) -> None:
     plans["configurations"]["ct"] = full | changes | {"architecture": architecture}
 
 
-def ct_phantom(index: int, shape: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+def ct_phantom(
+    index: int, shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """One of medseg's bodies, twice as large, in HU, and its labels."""
     rng = np.random.default_rng(index)
     body = make_body(rng)
@@ -246,13 +248,13 @@ def _arguments() -> argparse.Namespace:
     default = ROOT.parent / "shared" / "data" / "hippocampus"
     work = Path(tempfile.gettempdir()) / "medseg-predict"
     parser.add_argument("--kinds", nargs="+", choices=list(AIMS), default=list(AIMS))
-    parser.add_argument("--model", action="append", default=[], metavar="KIND=FOLDER", help="trained by nnU-Net already")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="KIND=FOLDER", help="trained by nnU-Net already"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
     parser.add_argument("-n", type=int, default=3, help="runs of each (default 3)")
     parser.add_argument("--processes", type=int, help="of nnU-Net, for reading and for writing (default: its own, 3)")
-    parser.add_argument(
-        "--shape", type=_shape, default=(512, 512, 120), help="of the ct scan (default: 512,512,120)"
-    )
+    parser.add_argument("--shape", type=_shape, default=(512, 512, 120), help="of the ct scan (default: 512,512,120)")
     parser.add_argument(
         "--data", type=Path, default=default, help="an MSD folder (default: ../shared/data/hippocampus)"
     )
