@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from medseg.errors import MachineError, MedsegError
 from medseg.networks import build_network
+from medseg.networks.outline import outlined
 from medseg.planning.plan import Plan
 from medseg.tasks import build_task
 
@@ -258,8 +259,7 @@ def _expected_shapes(model: Model, trust: Sequence[str]) -> dict[str, tuple[int,
     """Names and shapes of the network that the model names, built without memory for its weights."""
     out_channels = _out_channels(model)
     try:
-        with torch.device("meta"):
-            return _shapes(build_network(model.network, model.plan, out_channels, trust=trust))
+        return _shapes(outlined(lambda: build_network(model.network, model.plan, out_channels, trust=trust)))
     except (NotImplementedError, RuntimeError) as error:
         # Some networks compute with their own weights while they are built, which the meta device cannot.
         logger.debug("network %s on the meta device: %s", model.network.get("_target_"), error)

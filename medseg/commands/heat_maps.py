@@ -10,10 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medseg.errors import MedsegError, all_at_once
-from medseg.explain.explainer import Explainer
 from medseg.explain.targets import Target, targets_of
 from medseg.export.dicom import DicomExport, export_maps
 from medseg.export.dicom_source import Algorithm
@@ -22,6 +21,9 @@ from medseg.files import write_text
 from medseg.model import Model
 from medseg.structures import Case, Prediction
 from medseg.volume import Volume
+
+if TYPE_CHECKING:
+    from medseg.explain.explainer import Explainer
 
 NAME = "heatmaps.json"
 _ENDINGS = (".nii.gz", ".tif", ".png", ".dcm")
@@ -82,6 +84,8 @@ def explainer_of(
     Raises:
         MedsegError: there is no method, or it, an option, a layer or a target does not exist (all such targets are named).
     """
+    from medseg.explain.explainer import Explainer  # Captum and MONAI, which predicting alone does not need
+
     if saliency.method is None:
         raise MedsegError("explain=none: expected a method to explain with, such as explain=auto")
     check_targets(saliency.targets, models[0])

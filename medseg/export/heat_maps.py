@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -88,7 +87,9 @@ def _tile(cut: Cut, values: Array, limit: float, signed: bool) -> Image.Image:
 
 def _colours(share: Array, signed: bool) -> Array:
     """``(…, 3)`` from 0 to 255 of values as a share of the largest one that is told apart."""
-    ramp = mpl.colormaps[_TWO_SIGNS if signed else _ONE_SIGN]
+    from matplotlib import colormaps  # late: predicting without heat maps does without it
+
+    ramp = colormaps[_TWO_SIGNS if signed else _ONE_SIGN]
     colours: Array = np.asarray(ramp((share + 1) / 2 if signed else share))[..., :3]
     return 255 * colours
 

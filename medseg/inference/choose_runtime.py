@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 PLAIN = "torch"
 """What needs no set-up and is always there."""
-FEW_WINDOWS = 24
-"""Windows that are predicted without ado: measuring costs about a tenth of them."""
+FEW_WINDOWS = 8
+"""Windows below which nothing is measured: that takes one, or some where they are short."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,30 @@ class Choice:
     why: str
 
 
-_EXPECTED = {"openvino": (20.0, 3.0), "compile": (90.0, 1.8), "onnx": (60.0, 1.3)}
-"""Seconds of set-up, and how many times as fast as plain PyTorch at best: a 5-level U-Net on 96³, CPUs with bf16 (DESIGN.md)."""
+_EXPECTED = {"openvino": (2.0, 3.0, 3.0), "compile": (90.0, 2.0, 1.8), "onnx": (30.0, 10.0, 1.3)}
+"""Set-up in seconds and in windows of plain PyTorch, and how many times as fast as that at best: U-Nets on CPUs with bf16."""
 
 
-def worth_trying(plain: Timing, windows: int, candidates: Collection[str], networks: int = 1) -> list[str]:
-    """Those of ``candidates`` whose set-up would be repaid if they were half as much faster as they may be, best first."""
+def worth_trying(
+    timings: Mapping[str, Timing],
+    windows: int,
+    candidates: Collection[str],
+    networks: int = 1,
+    ready: Collection[str] = (),
+) -> str | None:
+    """That of ``candidates`` which would gain most if it were half as much faster than plain PyTorch as it may be.
+
+    None where no set-up would be repaid, measured against the best of ``timings``. Arguments are those of `choose`.
+    """
+    plain = timings[PLAIN]
+    best = min(_total_s(name, timings, windows, networks, ready) for name in timings)
     gains = {}
-    for name in candidates:
-        setup_s, speedup = _EXPECTED[name]
-        likely = Timing(setup_s, plain.window_s / (1 + (speedup - 1) / 2))
-        gains[name] = plain.total_s(windows, networks) - likely.total_s(windows, networks)
-    return sorted((name for name, gain in gains.items() if gain > 0), key=lambda name: -gains[name])
+    for name in sorted(candidates):
+        setup_s, setup_windows, speedup = _EXPECTED[name]
+        likely = Timing(setup_s + setup_windows * plain.window_s, plain.window_s / (1 + (speedup - 1) / 2))
+        gains[name] = best - likely.total_s(windows, networks)
+    found = max(gains, key=lambda name: gains[name], default=None)
+    return found if found is not None and gains[found] > 0 else None
 
 
 def choose(timings: Mapping[str, Timing], windows: int, networks: int = 1, ready: Collection[str] = ()) -> Choice:
@@ -58,13 +70,14 @@ def choose(timings: Mapping[str, Timing], windows: int, networks: int = 1, ready
         networks: members of an ensemble.
         ready: runtimes whose set-up is behind one network already.
     """
-
-    def total_s(name: str) -> float:
-        return timings[name].total_s(windows, networks) - (timings[name].setup_s if name in ready else 0.0)
-
-    best = min(timings, key=lambda name: (total_s(name), name != PLAIN))
+    best = min(timings, key=lambda name: (_total_s(name, timings, windows, networks, ready), name != PLAIN))
     known = ", ".join(
         f"{name} {timing.window_s:.3g} s a window" + (f" after {timing.setup_s:.0f} s" if timing.setup_s >= 1 else "")
         for name, timing in timings.items()
     )
     return Choice(best, f"{windows} windows ahead; {known}")
+
+
+def _total_s(name: str, timings: Mapping[str, Timing], windows: int, networks: int, ready: Collection[str]) -> float:
+    """Seconds that are left of a run."""
+    return timings[name].total_s(windows, networks) - (timings[name].setup_s if name in ready else 0.0)

@@ -47,13 +47,13 @@ class OpenVinoRuntime:
         self.precision = precision
         library = openvino_library()
         flat, example = _flat(network, size)
-        self._size, self._names = tuple(size), flat.names
         options = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         self._compiled = library.Core().compile_model(openvino_graph(flat, example), "CPU", options)
+        self._size, self._names = tuple(size), flat.names
 
     def __call__(self, batch: Tensor) -> Any:
         values = _fitting(batch, self._size)
@@ -91,13 +91,13 @@ class OnnxRuntime:
             )
         self.device = wanted if on_cuda else torch.device("cpu")
         flat, example = _flat(network, size)
-        self._size, self._names = tuple(size), flat.names
         options = library.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         cuda = [("CUDAExecutionProvider", {"device_id": self.device.index or 0})] if self.device.type == "cuda" else []
         providers = [*cuda, "CPUExecutionProvider"]
         self._session = library.InferenceSession(onnx_bytes(flat, example), options, providers=providers)
+        self._size, self._names = tuple(size), flat.names
 
     def __call__(self, batch: Tensor) -> Any:
         values = _fitting(batch, self._size)
@@ -125,7 +125,7 @@ def _check_precision(name: str, precision: str, known: Sequence[str]) -> None:
 
 def _flat(network: nn.Module, size: Sequence[int]) -> tuple[FlatNetwork, Tensor]:
     example = example_of(size[1], size[2:], size[0])
-    return FlatNetwork(network.cpu(), example), example
+    return FlatNetwork(network.cpu()), example
 
 
 def _fitting(batch: Tensor, size: tuple[int, ...]) -> np.ndarray[Any, Any]:

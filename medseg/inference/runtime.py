@@ -74,6 +74,7 @@ class TorchRuntime:
             logger.warning("runtime=compile: found no %s, so the network is not compiled", compiler_of(self.device))
         network.eval()
         network.to(self.device)
+        _turn_weights(network)
         self._forward: Callable[[Tensor], Any] = network
         if self.compiled:
             graphs = "reduce-overhead" if self.device.type == "cuda" else None
@@ -110,6 +111,14 @@ class TorchRuntime:
     def describe(self) -> dict[str, str]:
         name = "compile" if self.compiled else "torch"
         return {"runtime": name, "device": self.device.type, "precision": self.precision}
+
+
+def _turn_weights(network: nn.Module) -> None:
+    """Lay out the weights of convolutions channels last: by them PyTorch goes, where one channel says nothing of a layout."""
+    for parameter in network.parameters():
+        if parameter.ndim in (4, 5):
+            layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
+            parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
 class _Upload:

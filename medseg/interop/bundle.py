@@ -21,6 +21,7 @@ from medseg.interop.bundle_plan import prepared
 from medseg.interop.checkpoint import load_checkpoint, misfits, plain_weights
 from medseg.model import Model
 from medseg.networks import build_network
+from medseg.networks.outline import outlined
 from medseg.planning.conventions import Conventions
 from medseg.planning.plan import Plan
 from medseg.structures import LabelTable
@@ -96,8 +97,7 @@ def read_bundle(source: Path) -> Model:
     held = load_checkpoint(file)
     held = next((held[key] for key in _STATE_KEYS if isinstance(held.get(key), Mapping)), held)
     weights = {n: w for n, w in plain_weights(held, str(file)).items() if not n.startswith("skip_layers.")}
-    with torch.device("meta"):
-        expected = build_network(network.spec, plan, network.out_channels).state_dict()
+    expected = outlined(lambda: build_network(network.spec, plan, network.out_channels)).state_dict()
     heads = "deep_supervision_heads."  # of which a prediction asks nothing, and which bundles have in any number
     weights = {name: w.contiguous() for name, w in weights.items() if not name.startswith(heads)}
     weights |= {name: torch.zeros(like.shape) for name, like in expected.items() if name.startswith(heads)}

@@ -20,24 +20,23 @@ OUTPUT = "logits"
 
 
 class FlatNetwork(nn.Module):
-    """``network`` in evaluation mode, returning a tuple of tensors; ``names`` says which is which.
+    """``network`` in evaluation mode, returning a tuple of tensors; ``names`` says which is which, once it has answered.
 
     Args:
         network: on the CPU.
-        example: ``(B, C, *S)`` float32, of the size that the graph will have; the network answers it once.
-
-    Raises:
-        MedsegError: what the network returns cannot be named.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval()
-        with torch.no_grad():
-            self.names = tuple(name for name, _ in flatten(self.network(example)))
+        self.names: tuple[str, ...] = ()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor for _, tensor in flatten(self.network(x)))
+        """Raises MedsegError where what the network returns cannot be named."""
+        flat = list(flatten(self.network(x)))
+        if not torch.compiler.is_compiling():
+            self.names = tuple(name for name, _ in flat)
+        return tuple(tensor for _, tensor in flat)
 
 
 def example_of(channels: int, shape: Sequence[int], batch_size: int = 1) -> Tensor:
@@ -46,6 +45,18 @@ def example_of(channels: int, shape: Sequence[int], batch_size: int = 1) -> Tens
     for n in shape:
         count *= n
     return torch.sin(torch.arange(count, dtype=torch.float32) * 0.37).reshape(batch_size, channels, *shape)
+
+
+def enough_to_trace(network: nn.Module, example: Tensor) -> Tensor:
+    """A corner of ``example`` in which a network shows all its operations: two voxels of its deepest stage along each axis.
+
+    All of it where the network has no ``any_multiple_of`` that says so (`medseg.networks.unet.UNet`).
+    """
+    divisor = getattr(network, "any_multiple_of", None)
+    if divisor is None:
+        return example
+    window = (slice(0, min(n, 2 * d)) for n, d in zip(example.shape[2:], divisor, strict=True))
+    return example[(slice(None), slice(None), *window)].contiguous()
 
 
 def flatten(output: Any) -> Iterator[tuple[str, Tensor]]:

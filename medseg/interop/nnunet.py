@@ -18,6 +18,7 @@ from medseg.interop.nnunet_plan import Described, described
 from medseg.interop.nnunet_weights import renamed, turned
 from medseg.model import Model
 from medseg.networks import build_network
+from medseg.networks.outline import outlined
 
 logger = logging.getLogger(__name__)
 Fold = int | str
@@ -72,8 +73,7 @@ def _model(
     file: Path,
 ) -> Model:
     spec, plan = found.network.spec, found.plan
-    with torch.device("meta"):
-        expected = build_network(spec, plan, len(plan.labels.outputs)).state_dict()
+    expected = outlined(lambda: build_network(spec, plan, len(plan.labels.outputs))).state_dict()
     mine, unknown = renamed(theirs, len(plan.features))
     weights = {
         # Without a bias a convolution adds nothing, and a head that was not trained is never looked at.

@@ -40,7 +40,7 @@ def write_onnx(model: Model, folder: Path, *, batch_size: int = 1, trust: Sequen
     """
     check_onnx()
     example = example_of(len(model.plan.channels), model.plan.patch_size, batch_size)
-    program = export_onnx(FlatNetwork(model.network_module(trust), example), example)
+    program = export_onnx(FlatNetwork(model.network_module(trust)), example)
     program.model.metadata_props.update(description_of(model))
     program.save(str(folder / "model.onnx"))
     write_text(folder / "plan.yaml", model.plan.to_yaml())
@@ -59,6 +59,7 @@ def onnx_bytes(network: FlatNetwork, example: Tensor) -> bytes:
 def export_onnx(network: FlatNetwork, example: Tensor) -> Any:
     """The ``torch.onnx.ONNXProgram`` of a network. Raises MedsegError for what ONNX has no operator for."""
     with _quiet(), torch.no_grad():
+        network(example)  # its names are asked for before it is exported
         try:
             return torch.onnx.export(
                 network, (example,), dynamo=True, input_names=[INPUT], output_names=list(network.names), verbose=False

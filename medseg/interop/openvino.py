@@ -19,7 +19,7 @@ from torch import Tensor
 from medseg.errors import MedsegError
 from medseg.files import write_text
 from medseg.interop.description import PREFIX, description_of
-from medseg.interop.graph import INPUT, FlatNetwork, example_of
+from medseg.interop.graph import INPUT, FlatNetwork, enough_to_trace, example_of
 from medseg.interop.onnx import not_exported
 from medseg.model import Model
 
@@ -43,7 +43,7 @@ def write_openvino(model: Model, folder: Path, *, batch_size: int = 1, trust: Se
     """
     library = openvino_library()
     example = example_of(len(model.plan.channels), model.plan.patch_size, batch_size)
-    graph = openvino_graph(FlatNetwork(model.network_module(trust), example), example)
+    graph = openvino_graph(FlatNetwork(model.network_module(trust)), example)
     for name, text in description_of(model).items():
         graph.set_rt_info(text, ["medseg", name.removeprefix(PREFIX)])
     library.save_model(graph, str(folder / "model.xml"), compress_to_fp16=False)
@@ -62,7 +62,7 @@ def openvino_graph(network: FlatNetwork, example: Tensor) -> Any:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the network is traced for one size, as is meant
-        traced = torch.jit.trace(network, example, check_trace=False)
+        traced = torch.jit.trace(network, enough_to_trace(network.network, example), check_trace=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         # The frontend only borrows the decoder, and the graph must outlive the network: its numbers are copied.
         decoder = TorchScriptPythonDecoder(traced, shared_memory=False)

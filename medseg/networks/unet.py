@@ -7,6 +7,7 @@ nothing of plans, losses or devices: numbers come in, a module comes out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class UNet(nn.Module):
 
     ``encoder[s]`` is stage ``s`` (0 the finest); ``ups[s]``, ``decoder[s]`` and ``heads[s]`` lead back to the resolution of
     stage ``s``. In training mode with deep supervision the outputs of all heads are returned, finest first; in evaluation
-    the finest only.
+    the finest only. Sizes whose axes are any multiple of ``any_multiple_of`` go through the very same operations.
 
     Args:
         decoder_blocks: convolutions at each level of the decoder; one number for all, or one a level, finest first.
@@ -104,6 +105,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
+        self.any_multiple_of = tuple(math.prod(column) for column in zip(*strides, strict=True))
         self.stem = stem
         self.encoder = nn.ModuleList(encoder)
         self.ups, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()

@@ -20,6 +20,8 @@ from medseg.volume import Array
 
 THUMB_PX = 96
 _JPEG_QUALITY = 75
+_FAR_LARGER = 2.0
+"""A PNG that was written in haste gets smaller with care (ten times the time, seconds of a CT), but not by this much."""
 _SHOWN = 99.9
 """Percentile of the magnitudes of a heat map at which its colours end, as in its overlay."""
 _HEAT_PIXELS = 1 << 20
@@ -29,7 +31,10 @@ _HEAT_PIXELS = 1 << 20
 def grey_sheet(frames: Array) -> str:
     """uint8 frames, as JPEG or, where that is smaller, as PNG."""
     image = Image.fromarray(_stacked(frames))
-    return min((_uri(image, "JPEG", quality=_JPEG_QUALITY), _uri(image, "PNG", optimize=True)), key=len)
+    jpeg = _uri(image, "JPEG", quality=_JPEG_QUALITY)
+    if len(_uri(image, "PNG", compress_level=1)) > _FAR_LARGER * len(jpeg):
+        return jpeg
+    return min((jpeg, _uri(image, "PNG", optimize=True)), key=len)
 
 
 def label_sheet(frames: Array) -> str:

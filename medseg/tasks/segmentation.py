@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from torch.nn import functional
 from medseg.data.preprocess import Restoration, restore_mask
 from medseg.data.store import StoredCase
 from medseg.errors import MedsegError
-from medseg.losses import Loss, dice_ce
 from medseg.planning.conventions import Conventions
 from medseg.structures import LabelTable, Prediction
 from medseg.tasks.base import Batch, Metrics, Output, View, first_level, spatial_mean
 from medseg.tiling.blending import GaussianBlender
 from medseg.volume import Array
+
+if TYPE_CHECKING:
+    from medseg.losses import Loss
 
 
 class SegmentationTask:
@@ -46,7 +48,7 @@ class SegmentationTask:
         self.labels = labels
         own = conventions or Conventions()
         self._averaged, self._peak = own.averaged, own.peak
-        self._loss = dice_ce(exclusive=labels.exclusive) if loss is None else loss
+        self._loss = loss
         highest = max([*labels.names, labels.ignore or 0])
         self._channel_of = torch.zeros(highest + 1, dtype=torch.int64)
         for channel, value in enumerate(labels.names, start=1):
@@ -89,6 +91,10 @@ class SegmentationTask:
         """Each level against the label sampled down to it, weighted ½ per level (Isensee et al. 2021, Methods)."""
         if isinstance(output, dict):
             raise MedsegError(f"segmentation expects a tensor or a list of levels; the network returned {list(output)}")
+        if self._loss is None:
+            from medseg.losses import dice_ce  # MONAI, which predicting does not need
+
+            self._loss = dice_ce(exclusive=self.labels.exclusive)
         levels = output if isinstance(output, list) else [output]
         weights = [0.5**level for level in range(len(levels))]
         total: dict[str, Tensor] = {}

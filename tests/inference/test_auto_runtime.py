@@ -80,6 +80,16 @@ def test_what_was_measured_is_not_measured_again(built, tmp_path):
     assert set(entry) == {"torch", "openvino"} and entry["torch"]["window_s"] >= 0.02
 
 
+def test_a_long_window_is_asked_once(built, monkeypatch):
+    monkeypatch.setattr(module, "_MEASURE_S", 0.01)
+    plain = Fake("torch", 0.02)
+    settled(windows=8, plain=plain)
+    assert plain.asked == 1
+    quick = Fake("torch", 0.0)
+    settled(windows=8, plain=quick)
+    assert quick.asked == 4  # one warms up
+
+
 def test_a_spoilt_memory_is_measured_anew(built, tmp_path):
     (tmp_path / "runtimes.json").write_text("[1, 2")
     assert settled(tmp_path).name == "openvino"

@@ -31,14 +31,23 @@ def test_of_equals_plain_pytorch_is_taken():
     assert choose({"compile": PLAIN, "torch": PLAIN}, 10).name == "torch"
 
 
-@pytest.mark.parametrize(
-    ("windows", "expected"),
-    [(10, []), (60, ["openvino"]), (10_000, ["openvino", "compile", "onnx"])],
-)
+@pytest.mark.parametrize(("windows", "expected"), [(10, None), (60, "openvino"), (10_000, "openvino")])
 def test_what_cannot_repay_its_set_up_is_not_tried(windows, expected):
-    assert worth_trying(PLAIN, windows, ["onnx", "compile", "openvino"]) == expected
+    assert worth_trying({"torch": PLAIN}, windows, ["onnx", "compile", "openvino"]) == expected
+
+
+def test_what_would_not_beat_the_best_so_far_is_not_tried():
+    known = {"torch": PLAIN, "openvino": Timing(9.0, 0.6)}
+    assert worth_trying(known, 10_000, ["onnx", "compile"]) is None
+    assert worth_trying({**known, "openvino": Timing(9.0, 0.8)}, 10_000, ["onnx", "compile"]) == "compile"
+
+
+def test_a_set_up_that_is_paid_already_makes_the_best_so_far_better():
+    known = {"torch": PLAIN, "openvino": Timing(500.0, 0.8)}
+    assert worth_trying(known, 1000, ["compile"]) == "compile"
+    assert worth_trying(known, 1000, ["compile"], ready=["openvino"]) is None
 
 
 def test_slow_windows_are_worth_more():
-    assert worth_trying(Timing(0.0, 10.0), 40, ["compile"]) == ["compile"]
-    assert worth_trying(Timing(0.0, 0.01), 40, ["compile"]) == []
+    assert worth_trying({"torch": Timing(0.0, 10.0)}, 40, ["compile"]) == "compile"
+    assert worth_trying({"torch": Timing(0.0, 0.01)}, 40, ["compile"]) is None

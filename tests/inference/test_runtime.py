@@ -36,6 +36,15 @@ def test_the_output_is_float32_without_gradient_in_every_precision():
     assert 0 < (a - b).abs().max() < 0.1
 
 
+def test_weights_are_laid_out_channels_last_and_stay_what_they_are():
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 2, 3, padding=1))
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    TorchRuntime(network, device="cpu", precision="float32")
+    assert network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    for parameter, old in zip(network.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.detach(), old, rtol=0, atol=0)
+
+
 def test_two_dimensions_work_too():
     runtime = TorchRuntime(nn.Conv2d(3, 2, 1), device="cpu")
     assert runtime(torch.randn(1, 3, 5, 7)).shape == (1, 2, 5, 7)

@@ -85,7 +85,7 @@ def test_a_graph_says_whether_logits_or_probabilities_are_averaged():
 def test_an_operator_that_a_format_lacks_is_one_clear_message(export, kind):
     example = torch.ones(1, 1, 4)
     with pytest.raises(MedsegError) as caught:
-        export(FlatNetwork(Special(), example), example)
+        export(FlatNetwork(Special()), example)
     said = str(caught.value)
     assert f"{kind} cannot express the network Special" in said and "bessel_j0" in said and "runtime=torch" in said
     assert len(said) < 400 and caught.value.__cause__ is None

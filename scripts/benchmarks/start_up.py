@@ -1,0 +1,121 @@
+"""How long medseg takes to begin: ``--help`` of every command, and the first mask of a small scan.
+
+    .venv/bin/python scripts/benchmarks/start_up.py --model runs/medseg/fold_0 --scan scan.nii.gz --out result.json
+
+Every figure is that of a whole command in a process of its own, with everything that it imports, from its start to the moment at
+which the help was printed or the mask lies in its place; the median counts. Without ``--model`` and ``--scan`` the network is a
+planned U-Net of random weights and the scan a phantom of 128×128×64 voxels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import nibabel as nib
+import numpy as np
+
+from medseg.config import verbs
+from medseg.model import save_model
+from medseg.testing.phantoms import make_body
+from medseg.volume import Geometry
+from scripts.benchmarks.explain_cost import model_of
+from scripts.benchmarks.preprocess_vs_nnunet import machine
+
+AIMS = {"--help": 0.5, "first mask": 8.0}
+MEDSEG = (sys.executable, "-m", "medseg")
+
+
+def main() -> None:
+    arguments = _arguments()
+    load = os.getloadavg()
+    runs: dict[str, list[float]] = {}
+    for words in [["--help"], *([verb, "--help"] for verb in verbs())]:
+        runs[" ".join(words)] = [seconds_of([*MEDSEG, *words]) for _ in range(arguments.n)]
+    with tempfile.TemporaryDirectory(prefix="medseg-start-") as name:
+        model, scan = arguments.model, arguments.scan
+        if model is None:
+            model = Path(name) / "model"
+            save_model(model_of((64, 64, 64)), model)
+        if scan is None:
+            scan = small_scan(Path(name) / "scan.nii.gz")
+        runs["first mask"] = [first_mask(model, scan, Path(name) / f"out_{number}") for number in range(arguments.n)]
+    result: dict[str, Any] = {
+        "what": f"seconds of whole commands, median of {arguments.n}",
+        "command": " ".join(["python", "scripts/benchmarks/start_up.py", *sys.argv[1:]]),
+        "machine": machine(load),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("medseg", "torch")}},
+        "aims": AIMS,
+        "median_s": {name: round(statistics.median(times), 3) for name, times in runs.items()},
+        "runs_s": {name: [round(seconds, 3) for seconds in times] for name, times in runs.items()},
+    }
+    show(result)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def seconds_of(command: Sequence[str], *, until: Callable[[], bool] | None = None) -> float:
+    """Seconds until a command ends, or until something is there while it runs; it always runs to its end."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    seconds = None
+    while until is not None and process.poll() is None:
+        if until():
+            seconds = time.monotonic() - started
+            break
+        time.sleep(0.01)
+    _, said = process.communicate()
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}\nfailed with {process.returncode}:\n{said[-4000:]}")
+    return seconds or time.monotonic() - started
+
+
+def first_mask(model: Path, scan: Path, out: Path) -> float:
+    """Seconds until the mask of a single scan lies in its place, with nothing remembered of earlier runs."""
+    command = [*MEDSEG, "predict", f"model={model}", f"input={scan}", f"output={out}", f"runtime.cache={out}_cache"]
+    return seconds_of(command, until=lambda: any(out.glob("[!.]*/mask.nii.gz")))
+
+
+def small_scan(path: Path) -> Path:
+    """A phantom of 128×128×64 voxels of 1.5×1.5×3 mm."""
+    rng = np.random.default_rng(0)
+    affine = np.diag([1.5, 1.5, 3.0, 1.0])
+    affine[:3, 3] = (-96.0, -96.0, -96.0)
+    image = make_body(rng).image(Geometry((128, 128, 64), affine), rng)
+    nib.save(nib.Nifti1Image(image.astype(np.int16), affine), path)
+    return path
+
+
+def show(result: dict[str, Any]) -> None:
+    machine = result["machine"]
+    print(f"{result['what']}\n{result['command']}")
+    print(f"{machine['cores']} cores, {machine['processor']}, load before {machine['load_before']}")
+    for name, seconds in result["median_s"].items():
+        aim = AIMS["first mask" if name == "first mask" else "--help"]
+        print(f"{name:<18}{seconds:>8.2f} s   {'within' if seconds <= aim else 'BEYOND'} {aim:g} s")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a model, run or experiment folder")
+    parser.add_argument("--scan", type=Path, help="a small scan for it")
+    parser.add_argument("-n", type=int, default=5, help="runs of each (default 5)")
+    parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
