@@ -18,7 +18,15 @@ from scripts.benchmarks.measure import Measured, compare, comparison_table, in_t
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "scripts" / "benchmarks"
-PARTS = ("measure", "nnunet_peer", "ct_phantoms", "monai_retinanet", "fuzz_files", "fuzz_mutations")
+PARTS = (
+    "measure",
+    "nnunet_peer",
+    "ct_phantoms",
+    "monai_retinanet",
+    "fuzz_files",
+    "fuzz_mutations",
+    "training_step_medseg",
+)
 """Modules of the scripts, and no scripts."""
 SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.stem not in PARTS)
 TAKES_200_MB = "import time; block = bytearray(200 << 20); block[::4096] = b'1' * len(block[::4096]); time.sleep(0.6)"

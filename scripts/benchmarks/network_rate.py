@@ -13,7 +13,6 @@ that is fast here; nodes that it fused count with the one before.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter
@@ -34,7 +33,7 @@ from medseg.interop.openvino import openvino_graph, openvino_library
 from medseg.model import Model, load_members
 from medseg.networks import build_network
 from scripts.benchmarks.explain_cost import NETWORK, model_of
-from scripts.benchmarks.preprocess_vs_nnunet import machine
+from scripts.benchmarks.measure import numbers, parser, publish, record, table, versions
 from scripts.benchmarks.runtimes import REFERENCE, SIZES, best_product, flops_of, shares, timed
 
 AIM = 0.5
@@ -43,11 +42,9 @@ STAGES = {(40, 56, 40): 4, (64, 64, 64): 6, (96, 96, 96): 6, (128, 128, 96): 6}
 
 
 def main() -> None:
-    arguments = _arguments()
-    load = os.getloadavg()
+    arguments, load = _arguments(), os.getloadavg()
     device = torch.device("cpu")
     best, products = best_product(device, [n for n in SIZES if n <= arguments.largest])
-    print(f"best bf16 matrix product {best / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
     windows: list[dict[str, Any]] = []
     for patch in arguments.patches or STAGES:
         model = model_with(arguments.model, patch)
@@ -57,18 +54,18 @@ def main() -> None:
         rows = {name: row | shares(row, found[REFERENCE], flops, best) for name, row in found.items()}
         layers = layers_of(model, example)
         windows.append({"patch": patch, "flop": flops, "runtimes": rows, "left_out": left_out, "layers": layers})
-        show(windows[-1])
-    result = {
-        "what": "the network alone, as a share of the best bf16 matrix product",
-        "command": " ".join(["python", "scripts/benchmarks/network_rate.py", *sys.argv[1:]]),
-        "machine": machine(load) | {"threads": torch.get_num_threads()},
-        "versions": versions_of_runtimes(),
-        "aim": AIM,
-        "matrix_product_flop_s": products,
-        "windows": windows,
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"window {patch}: {best / 1e9:.0f} GFLOP/s at best", file=sys.stderr)
+    result = record(
+        "the network alone, as a share of the best bf16 matrix product",
+        load,
+        {"both": versions("medseg") | versions_of_runtimes()},
+        threads=torch.get_num_threads(),
+        aim=AIM,
+        matrix_product_flop_s=products,
+        windows=windows,
+    )
+    head = f"best bf16 matrix product {best / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads; aim {AIM:.0%}"
+    publish(result, "\n\n".join([head, *map(shown, windows)]), arguments.out)
 
 
 def model_with(folder: Path | None, patch: Sequence[int]) -> Model:
@@ -124,34 +121,32 @@ def layers_of(model: Model, example: torch.Tensor) -> list[dict[str, Any]]:
     ]
 
 
-def show(window: dict[str, Any]) -> None:
-    print(f"\nwindow {'×'.join(map(str, window['patch']))}, {window['flop'] / 1e9:.1f} GFLOP")
-    print(f"{'runtime':<20}{'s a window':>12}{'share':>8}   aim {AIM:.0%}")
-    for name, row in window["runtimes"].items():
-        print(f"{name:<20}{row['median_s']:>12.4f}{row['share']:>8.0%}")
+def shown(window: dict[str, Any]) -> str:
+    """The runtimes, the kinds of layers that take longest, and the layers themselves."""
+    rates = [[name, f"{row['median_s']:.4f}", f"{row['share']:.0%}"] for name, row in window["runtimes"].items()]
     kinds: Counter[str] = Counter()
     for layer in window["layers"]:
         kinds[layer["kind"]] += layer["share"]
-    print(", ".join(f"{kind} {share:.0%}" for kind, share in kinds.most_common(6)))
+    layers = []
     for layer in window["layers"][:6]:
-        rate = "" if layer["gflop_s"] is None else f"{layer['gflop_s']:>8.0f} GFLOP/s"
-        print(f"  {layer['layer']:<34}{layer['ms']:>9.1f} ms{layer['share']:>6.0%}{rate}")
-    for name, why in window["left_out"].items():
-        print(f"{name}: left out, {why}")
+        rate = "" if layer["gflop_s"] is None else f"{layer['gflop_s']:.0f}"
+        layers.append([layer["layer"], f"{layer['ms']:.1f}", f"{layer['share']:.0%}", rate])
+    parts = [
+        f"window {'×'.join(map(str, window['patch']))}, {window['flop'] / 1e9:.1f} GFLOP",
+        table(["runtime", "s a window", "share"], rates),
+        ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.most_common(6)),
+        table(["layer", "ms", "share", "GFLOP/s"], layers),
+        *(f"{name}: left out, {why}" for name, why in window["left_out"].items()),
+    ]
+    return "\n\n".join(parts)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a model folder, such as medseg import makes")
-    parser.add_argument("--patches", nargs="+", type=_numbers, help="windows, such as 96,96,96 128,128,96")
-    parser.add_argument("-n", "--repeats", type=int, default=5)
-    parser.add_argument("--largest", type=int, default=max(SIZES), help="n of the matrix product")
-    parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
-    return parser.parse_args()
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    made = parser(__doc__, repeats=5)
+    made.add_argument("--model", type=Path, help="a model folder, such as medseg import makes")
+    made.add_argument("--patches", nargs="+", type=numbers, help="windows, such as 96,96,96 128,128,96")
+    made.add_argument("--largest", type=int, default=max(SIZES), help="n of the matrix product")
+    return made.parse_args()
 
 
 if __name__ == "__main__":

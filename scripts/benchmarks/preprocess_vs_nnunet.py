@@ -26,15 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from medseg.planning.plan import Plan
 from scripts.benchmarks.ct_phantoms import write_phantoms
-from scripts.benchmarks.measure import (  # noqa: F401
+from scripts.benchmarks.measure import (
     DATA,
-    ROOT,
     Measured,
-    PeakMemory,
     compare,
     comparison_table,
     in_turn,
-    machine,
     parser,
     publish,
     record,
@@ -122,10 +119,6 @@ def check(system: str, out: Path, cases: int) -> list[float]:
     else:
         spacing = Plan.load(out / "plan.yaml").spacing
     return sorted((round(float(n), 4) for n in spacing), reverse=True)
-
-
-def nnunet_version() -> str:
-    return both_versions()["nnU-Net"]["nnunetv2"]
 
 
 def _arguments() -> argparse.Namespace:

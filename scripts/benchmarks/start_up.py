@@ -10,18 +10,14 @@ planned U-Net of random weights and the scan a phantom of 128×128×64 voxels.
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -33,18 +29,15 @@ from medseg.model import save_model
 from medseg.testing.phantoms import make_body
 from medseg.volume import Geometry
 from scripts.benchmarks.explain_cost import model_of
-from scripts.benchmarks.preprocess_vs_nnunet import machine
+from scripts.benchmarks.measure import in_turn, middle, parser, publish, record, table, versions
 
 AIMS = {"--help": 0.5, "first mask": 8.0}
 MEDSEG = (sys.executable, "-m", "medseg")
 
 
 def main() -> None:
-    arguments = _arguments()
-    load = os.getloadavg()
-    runs: dict[str, list[float]] = {}
-    for words in [["--help"], *([verb, "--help"] for verb in verbs())]:
-        runs[" ".join(words)] = [seconds_of([*MEDSEG, *words]) for _ in range(arguments.n)]
+    arguments, load = _arguments(), os.getloadavg()
+    helps = {" ".join(words): words for words in [["--help"], *([verb, "--help"] for verb in verbs())]}
     with tempfile.TemporaryDirectory(prefix="medseg-start-") as name:
         model, scan = arguments.model, arguments.scan
         if model is None:
@@ -52,19 +45,26 @@ def main() -> None:
             save_model(model_of((64, 64, 64)), model)
         if scan is None:
             scan = small_scan(Path(name) / "scan.nii.gz")
-        runs["first mask"] = [first_mask(model, scan, Path(name) / f"out_{number}") for number in range(arguments.n)]
-    result: dict[str, Any] = {
-        "what": f"seconds of whole commands, median of {arguments.n}",
-        "command": " ".join(["python", "scripts/benchmarks/start_up.py", *sys.argv[1:]]),
-        "machine": machine(load),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("medseg", "torch")}},
-        "aims": AIMS,
-        "median_s": {name: round(statistics.median(times), 3) for name, times in runs.items()},
-        "runs_s": {name: [round(seconds, 3) for seconds in times] for name, times in runs.items()},
-    }
-    show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        starts: dict[str, Callable[[], float]] = {
+            title: functools.partial(seconds_of, [*MEDSEG, *words]) for title, words in helps.items()
+        }
+        starts["first mask"] = lambda: first_mask(model, scan, Path(tempfile.mkdtemp(dir=name)) / "out")
+        runs = in_turn(starts, arguments.repeats)
+    seconds = {title: middle(times) for title, times in runs.items()}
+    aims = {title: AIMS.get(title, AIMS["--help"]) for title in seconds}
+    rows = [
+        [title, f"{took:.2f}", f"≤ {aims[title]:g}", "yes" if took <= aims[title] else "NO"]
+        for title, took in seconds.items()
+    ]
+    result = record(
+        f"seconds of whole commands, median of {arguments.repeats}",
+        load,
+        {"medseg": versions("medseg", "torch")},
+        aims=AIMS,
+        median_s=seconds,
+        runs_s=runs,
+    )
+    publish(result, table(["command", "s", "aim", "within"], rows), arguments.out)
 
 
 def seconds_of(command: Sequence[str], *, until: Callable[[], bool] | None = None) -> float:
@@ -99,22 +99,11 @@ def small_scan(path: Path) -> Path:
     return path
 
 
-def show(result: dict[str, Any]) -> None:
-    machine = result["machine"]
-    print(f"{result['what']}\n{result['command']}")
-    print(f"{machine['cores']} cores, {machine['processor']}, load before {machine['load_before']}")
-    for name, seconds in result["median_s"].items():
-        aim = AIMS["first mask" if name == "first mask" else "--help"]
-        print(f"{name:<18}{seconds:>8.2f} s   {'within' if seconds <= aim else 'BEYOND'} {aim:g} s")
-
-
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a model, run or experiment folder")
-    parser.add_argument("--scan", type=Path, help="a small scan for it")
-    parser.add_argument("-n", type=int, default=5, help="runs of each (default 5)")
-    parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
-    return parser.parse_args()
+    made = parser(__doc__, repeats=5)
+    made.add_argument("--model", type=Path, help="a model, run or experiment folder")
+    made.add_argument("--scan", type=Path, help="a small scan for it")
+    return made.parse_args()
 
 
 if __name__ == "__main__":

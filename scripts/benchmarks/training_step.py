@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +23,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocess_vs_nnunet import NAME, NNUNET, ROOT, convert, machine
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.benchmarks.measure import DATA, middle, parser, publish, ratio_of, record, table, watch
+from scripts.benchmarks.nnunet_peer import NAME, NNUNET, NUMBER, convert, ensure_peer, environment
 
 HERE = Path(__file__).resolve().parent
 
@@ -65,24 +66,14 @@ for _ in sys.stdin:
 
 
 def main() -> None:
-    arguments = _arguments()
-    if not (NNUNET / "nnUNetv2_plan_and_preprocess").exists():
-        sys.exit("nnU-Net is not installed: run `bash scripts/benchmarks/nnunet.sh` first")
-    load = os.getloadavg()
+    arguments, load = _arguments(), os.getloadavg()
+    ensure_peer()
     base = prepare(arguments.data, arguments.work, arguments.cases)
     rows = {}
     for name, loading in [("step", False), *([("step and loading", True)] if arguments.loading else [])]:
         rows[name], versions = measured(base, arguments, loading)
-    result = {
-        "what": f"a training step on a CPU, {arguments.threads} threads, {arguments.n} steps of each in turn",
-        "command": " ".join(["python", "scripts/benchmarks/training_step.py", *sys.argv[1:]]),
-        "machine": machine(load),
-        "versions": versions | {"python": platform.python_version()},
-        "rows": rows,
-    }
-    show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    what = f"a training step on a CPU, {arguments.threads} threads, {arguments.repeats} steps of each in turn"
+    publish(record(what, load, versions, rows=rows), shown(rows), arguments.out)
 
 
 def prepare(data: Path, work: Path, cases: int) -> Path:
@@ -90,11 +81,8 @@ def prepare(data: Path, work: Path, cases: int) -> Path:
     base = work / "preprocessed" / NAME
     if not (base / "prepared").exists():
         convert(data, work / "raw" / NAME, cases)
-        command = [NNUNET / "nnUNetv2_plan_and_preprocess", "-d", str(int(NAME[7:10])), "-c", "3d_fullres"]
-        words = [*command, "-npfp", "1", "-np", "1"]
-        done = subprocess.run(words, env=_environment(work), capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"nnU-Net failed with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+        command = [NNUNET / "nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", "3d_fullres", "-npfp", "1", "-np", "1"]
+        watch(command, environment=environment(work))
         (base / "prepared").touch()
     return base
 
@@ -113,24 +101,24 @@ def measured(base: Path, arguments: argparse.Namespace, loading: bool) -> tuple[
             )
         workers = {"nnU-Net": peer, "medseg": ours}
         steps: dict[str, list[list[float]]] = {system: [] for system in workers}
-        for number in range(-1, arguments.n):
+        for number in range(-1, arguments.repeats):
             for system, worker in workers.items():
                 took = worker.step()
                 steps[system] += [took] if number >= 0 else []
-                print(f"{number + 1}/{arguments.n} {system}: {took[0]:.2f} s, {took[1]:.2f} s cpu", file=sys.stderr)
+                print(
+                    f"{number + 1}/{arguments.repeats} {system}: {took[0]:.2f} s, {took[1]:.2f} s cpu", file=sys.stderr
+                )
         for worker in workers.values():
             worker.close()
     median = {
-        system: dict(
-            zip(("wall_s", "cpu_s"), (round(statistics.median(t), 4) for t in zip(*taken, strict=True)), strict=True)
-        )
+        system: {
+            clock: middle(times) for clock, times in zip(("wall_s", "cpu_s"), zip(*taken, strict=True), strict=True)
+        }
         for system, taken in steps.items()
     }
     row = {
         "median": median,
-        "nnunet_over_medseg": {
-            key: round(median["nnU-Net"][key] / median["medseg"][key], 2) for key in ("wall_s", "cpu_s")
-        },
+        "ratio": {key: ratio_of(median["nnU-Net"][key], median["medseg"][key]) for key in ("wall_s", "cpu_s")},
         "steps": steps,
         **{key: ours.ready[key] for key in ("difference", "patch", "batch_size", "features", "precision", "compiled")},
     }
@@ -142,11 +130,10 @@ class Worker:
 
     def __init__(self, command: Sequence[str], arguments: argparse.Namespace) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
-        environment = _environment(arguments.work, arguments.threads)
-        if Path(command[0]).parent == NNUNET:
-            environment.pop("PYTHONPATH", None)
+        told = environment(arguments.work, workers=0) if Path(command[0]).parent == NNUNET else dict(os.environ)
+        told["OMP_NUM_THREADS"] = str(arguments.threads)
         self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            command, env=told, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
         self.ready: dict[str, Any] = self._answer()
 
@@ -169,42 +156,31 @@ class Worker:
         return json.loads(line)
 
 
-def show(result: Mapping[str, Any]) -> None:
-    print(f"{result['what']}\n{result['command']}\n{result['machine']}\n{result['versions']}")
-    print(f"{'median':<20}{'':<9}{'nnU-Net':>10}{'medseg':>10}{'ratio':>8}")
-    for name, row in result["rows"].items():
-        for key, ratio in row["nnunet_over_medseg"].items():
+def shown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Seconds of both by the clock and of the processor, and below what was trained."""
+    lines, notes = [], []
+    for name, row in rows.items():
+        for key, ratio in row["ratio"].items():
             theirs, mine = (row["median"][system][key] for system in ("nnU-Net", "medseg"))
-            print(f"{name:<20}{key:<9}{theirs:>10.3f}{mine:>10.3f}{ratio:>8.2f}")
-        print(
-            f"  patch {row['patch']}, batch {row['batch_size']}, features {row['features']}; medseg in {row['precision']}, "
+            lines.append([f"{name}, {key}", f"{theirs:.3f}", f"{mine:.3f}", f"{ratio:.2f}"])
+        notes.append(
+            f"{name}: patch {row['patch']}, batch {row['batch_size']}, features {row['features']}; medseg in {row['precision']}, "
             f"{'compiled' if row['compiled'] else 'not compiled'}; answers differ by {row['difference']:.1e}"
         )
-
-
-def _environment(work: Path, threads: int = 1) -> dict[str, str]:
-    folders = {f"nnUNet_{name}": str(work / name) for name in ("raw", "preprocessed", "results")}
-    return dict(os.environ) | folders | {"nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": str(threads)}
+    return "\n".join([table(["median", "nnU-Net", "medseg", "ratio"], lines), "", *notes])
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = ROOT.parent / "shared" / "data" / "hippocampus"
-    work = Path(tempfile.gettempdir()) / "medseg-step"
-    parser.add_argument(
-        "--data", type=Path, default=default, help="an MSD folder (default: ../shared/data/hippocampus)"
-    )
-    parser.add_argument("--work", type=Path, default=work, help=f"what nnU-Net prepares stays there (default: {work})")
-    parser.add_argument("--cases", type=int, default=40, help="cases that nnU-Net plans for (default 40)")
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each (default: all cores)"
-    )
-    parser.add_argument("-n", type=int, default=7, help="steps of each (default 7)")
-    parser.add_argument("--loading", action="store_true", help="also with what loads and augments the batch")
-    parser.add_argument("--precision", default="auto", help="of medseg: auto, bf16 or float32")
-    parser.add_argument("--compile", default="auto", help="of medseg: auto, true or false")
-    parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
-    return parser.parse_args()
+    made = parser(__doc__, repeats=7)
+    work, cores = Path(tempfile.gettempdir()) / "medseg-step", len(os.sched_getaffinity(0))
+    made.add_argument("--data", type=Path, default=DATA / "hippocampus", help="(default ../shared/data/hippocampus)")
+    made.add_argument("--work", type=Path, default=work, help=f"what nnU-Net prepares stays there (default: {work})")
+    made.add_argument("--cases", type=int, default=40, help="cases that nnU-Net plans for (default 40)")
+    made.add_argument("--threads", type=int, default=cores, help="of each (default: all cores)")
+    made.add_argument("--loading", action="store_true", help="also with what loads and augments the batch")
+    made.add_argument("--precision", default="auto", help="of medseg: auto, bf16 or float32")
+    made.add_argument("--compile", default="auto", help="of medseg: auto, true or false")
+    return made.parse_args()
 
 
 if __name__ == "__main__":
