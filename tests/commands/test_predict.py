@@ -6,6 +6,8 @@ import csv
 import itertools
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -426,3 +428,13 @@ def test_the_stored_postprocessing_is_applied(scans, tmp_path):
     largest = run(tmp_path / "largest", scans, tmp_path / "out2", trust=[POINTWISE])
     assert int(rows(plain)["a"]["liver_components"]) > 1
     assert int(rows(largest)["a"]["liver_components"]) == 1
+
+
+def test_predicting_a_mask_does_without_what_only_trains_or_explains():
+    heavy = ("captum", "monai", "lightning", "matplotlib", "torch._dynamo")
+    code = (
+        "import sys, medseg.commands.predict\nfrom medseg.tasks import build_task\nfrom tests.tiny import tiny_plan\n"
+        f"build_task({{'name': 'segmentation'}}, tiny_plan())\nsys.stdout.write(' '.join(set({heavy}) & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == ""
