@@ -36,7 +36,8 @@ base, configuration, fold, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[
 torch.manual_seed(fold)
 plans = json.loads((base / "nnUNetPlans.json").read_text()) | {"continue_training": False}
 trainer = nnUNetTrainer(plans, configuration, fold, json.loads((base / "dataset.json").read_text()), torch.device("cpu"))
-trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, steps, 1
+epochs = max(1, steps // 25)  # the learning rate falls from one to the next
+trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = epochs, steps // epochs, 1
 trainer.run_training()
 """
 

@@ -175,7 +175,9 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--work", type=Path, default=work, help=f"what is trained stays there (default: {work})")
     made.add_argument("--training", type=int, default=20, help="hippocampus cases to train on (default 20)")
     made.add_argument("--cases", type=int, default=10, help="hippocampus cases to predict (default 10)")
-    made.add_argument("--steps", type=int, default=250, help="training steps (default 250)")
+    made.add_argument(
+        "--steps", type=int, default=600, help="training steps (default 600; 250 are too few for small organs)"
+    )
     return made.parse_args()
 
 
