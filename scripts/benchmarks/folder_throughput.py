@@ -12,7 +12,6 @@ and writes in one process each. A row counts only if the masks of all its runs a
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 import tempfile
@@ -23,10 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.benchmarks.measure import (
     DATA,
-    Measured,
     compare,
     comparison_table,
-    in_turn,
     middle,
     numbers,
     parser,
@@ -36,15 +33,12 @@ from scripts.benchmarks.measure import (
 )
 from scripts.benchmarks.nnunet_peer import (
     both_versions,
-    compare_masks,
     ensure_peer,
     finer_scans,
     hippocampus_model,
     import_model,
     listed,
-    predict_medseg,
-    predict_nnunet,
-    settings_of,
+    predict_in_turn,
 )
 
 WAYS = {"medseg": "workers=1", "medseg, no overlap": "workers=0"}
@@ -80,21 +74,10 @@ def measured(
     what: str, theirs: Path, ours: Path, scans: Path, count: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """A row of one folder, with its scans an hour."""
-    dice: list[float] = []
-    masks = {name: arguments.work / f"masks_{number}" for number, name in enumerate(("nnU-Net", *WAYS))}
-
-    def once(system: str) -> Measured:
-        if system == "nnU-Net":
-            return predict_nnunet(theirs, scans, masks[system], mirror=arguments.mirror)
-        words = (WAYS[system], "overlays=false", "report=false", *arguments.overrides)
-        return predict_medseg(ours, scans, masks[system], *words, mirror=arguments.mirror)
-
-    def look() -> None:
-        dice.extend(row["dice"] for name in WAYS for row in compare_masks(masks["nnU-Net"], masks[name]))
-
-    runs = in_turn({name: functools.partial(once, name) for name in masks}, arguments.repeats, after=look)
-    settings = settings_of(theirs, ours, masks["medseg"], mirror=arguments.mirror)
-    row = compare(what, runs, least_dice=min(dice), settings=settings)
+    ways = {name: (word, "overlays=false", "report=false", *arguments.overrides) for name, word in WAYS.items()}
+    how = {"repeats": arguments.repeats, "mirror": arguments.mirror}
+    runs, agreement = predict_in_turn(theirs, ours, scans, arguments.work, ways, **how)
+    row = compare(what, runs, **agreement)
     return row | {"scans_an_hour": {name: 3600 * count / middle(one.wall_s for one in of) for name, of in runs.items()}}
 
 

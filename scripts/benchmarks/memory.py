@@ -12,7 +12,6 @@ mirroring.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 import tempfile
@@ -25,10 +24,8 @@ import nibabel as nib
 
 from scripts.benchmarks.measure import (
     DATA,
-    Measured,
     compare,
     comparison_table,
-    in_turn,
     numbers,
     parser,
     publish,
@@ -36,15 +33,12 @@ from scripts.benchmarks.measure import (
 )
 from scripts.benchmarks.nnunet_peer import (
     both_versions,
-    compare_masks,
     ensure_peer,
     finer_scans,
     hippocampus_model,
     import_model,
     listed,
-    predict_medseg,
-    predict_nnunet,
-    settings_of,
+    predict_in_turn,
 )
 
 AIM = {"peak_mb": 2.0}
@@ -66,21 +60,10 @@ def measured(theirs: Path, ours: Path, finer: int, arguments: argparse.Namespace
     name = listed(arguments.data)[-1]
     scans = finer_scans(arguments.data, arguments.work / f"scans_{finer}", [name], finer)
     shape = nib.load(next(scans.iterdir())).shape
-    dice: list[float] = []
-    masks = {system: arguments.work / f"masks_{system}" for system in ("nnU-Net", "medseg")}
-
-    def once(system: str) -> Measured:
-        if system == "nnU-Net":
-            return predict_nnunet(theirs, scans, masks[system], mirror=False)
-        words = ("overlays=false", "report=false", *arguments.overrides)
-        return predict_medseg(ours, scans, masks[system], *words, mirror=False)
-
-    def look() -> None:
-        dice.extend(row["dice"] for row in compare_masks(masks["nnU-Net"], masks["medseg"]))
-
-    runs = in_turn({system: functools.partial(once, system) for system in masks}, arguments.repeats, after=look)
-    settings = settings_of(theirs, ours, masks["medseg"], mirror=False)
-    return compare("×".join(map(str, shape)), runs, aims=AIM, least_dice=min(dice), settings=settings)
+    ways = {"medseg": ("overlays=false", "report=false", *arguments.overrides)}
+    how = {"repeats": arguments.repeats, "mirror": False}
+    runs, agreement = predict_in_turn(theirs, ours, scans, arguments.work, ways, **how)
+    return compare("×".join(map(str, shape)), runs, aims=AIM, **agreement)
 
 
 def _arguments() -> argparse.Namespace:

@@ -5,12 +5,13 @@ Knows how nnU-Net is called and how it names things, and nothing of what is meas
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,30 @@ def predict_nnunet(
     command += ["-device", "cpu", *([] if mirror else ["--disable_tta"])]
     command += ["-npp", processes, "-nps", processes] if processes else []
     return measure.watch(command, environment=environment(out.parent))
+
+
+def predict_in_turn(
+    theirs: Path, ours: Path, scans: Path, work: Path, ways: Mapping[str, Sequence[str]], *, repeats: int, mirror: bool
+) -> tuple[dict[str, list[measure.Measured]], dict[str, Any]]:
+    """Whole commands on the same scans: those of nnU-Net and, by each of ``ways``, of medseg with more words.
+
+    Returns:
+        The runs of each, and ``least_dice`` and ``settings`` as `measure.compare` asks for them.
+    """
+    masks = {name: work / f"masks_{number}" for number, name in enumerate(("nnU-Net", *ways))}
+    dice: list[float] = []
+
+    def once(system: str) -> measure.Measured:
+        if system == "nnU-Net":
+            return predict_nnunet(theirs, scans, masks[system], mirror=mirror)
+        return predict_medseg(ours, scans, masks[system], *ways[system], mirror=mirror)
+
+    def look() -> None:
+        dice.extend(row["dice"] for way in ways for row in compare_masks(masks["nnU-Net"], masks[way]))
+
+    runs = measure.in_turn({name: functools.partial(once, name) for name in masks}, repeats, after=look)
+    settings = settings_of(theirs, ours, masks[next(iter(ways))], mirror=mirror)
+    return runs, {"least_dice": min(dice), "settings": settings}
 
 
 def settings_of(theirs: Path, ours: Path, masks: Path, *, mirror: bool) -> dict[str, dict[str, Any]]:
