@@ -31,7 +31,23 @@ TRAIN = """
 import json, sys
 from pathlib import Path
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as original
+
+class nnUNetTrainer(original.nnUNetTrainer):
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.network.parameters(), 1e-3)
+        return optimizer, PolyLRScheduler(optimizer, 1e-3, self.num_epochs)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        rotation, dummy, _, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return rotation, dummy, self.configuration_manager.patch_size, axes
+
+    @classmethod
+    def get_training_transforms(cls, patch, rotation, scales, axes, dummy, use_mask_for_norm=None, **labels):
+        return ComposeTransforms([MirrorTransform(axes), *cls.get_validation_transforms(scales, **labels).transforms])
 
 base, configuration, fold, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 torch.manual_seed(fold)
@@ -41,6 +57,7 @@ epochs = max(1, steps // 25)  # the learning rate falls from one to the next
 trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = epochs, steps // epochs, 1
 trainer.run_training()
 """
+"""nnU-Net's trainer with AdamW, and mirroring alone: within few steps a network that decides clearly, if not a good one."""
 
 
 def ensure_peer() -> None:
