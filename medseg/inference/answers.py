@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,13 +63,24 @@ class Answers:
     def _ask(self, windows: Sequence[Array]) -> list[Any]:
         self.asked += len(windows)
         batch = torch.from_numpy(np.stack(windows).astype(np.float32, copy=False))
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_thread(any(runtime.own_threads for runtime in self._runtimes)):
             return list(self._task.combine(self._views(batch)))
 
     def _views(self, batch: Tensor) -> Iterator[View]:
         for runtime in self._runtimes:
             for axes in self._flips:
                 yield runtime(batch.flip(axes) if axes else batch), axes
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """PyTorch in one thread: others that it wakes spin for a while, on the cores that a runtime's own threads need."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if wanted else threads)
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _single_value(window: Array) -> bytes | None:

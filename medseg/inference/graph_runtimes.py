@@ -33,6 +33,8 @@ class OpenVinoRuntime:
         MedsegError: OpenVINO is not installed or lacks an operator, or another device or precision is asked for.
     """
 
+    own_threads = True
+
     def __init__(
         self, network: nn.Module, size: Sequence[int], *, device: str = "auto", precision: RuntimePrecision = "auto"
     ) -> None:
@@ -77,6 +79,8 @@ class OnnxRuntime:
         MedsegError: onnxruntime or what exports is not installed, an operator is lacking, or another device or precision is asked
             for.
     """
+
+    own_threads = True
 
     def __init__(
         self, network: nn.Module, size: Sequence[int], *, device: str = "auto", precision: RuntimePrecision = "auto"

@@ -33,6 +33,8 @@ class Runtime(Protocol):
     """What `predict_grid` needs of a network."""
 
     device: torch.device
+    own_threads: bool
+    """Whether it computes on the CPU by other threads than PyTorch's."""
 
     def __call__(self, batch: Tensor) -> Any:
         """``(B, C, *S)`` float32 on any device → the network's output in float32: the finest level ``(B, K, *S)``, or a
@@ -59,6 +61,8 @@ class TorchRuntime:
     Raises:
         MedsegError: the device does not exist here, or the precision is unknown.
     """
+
+    own_threads = False
 
     def __init__(
         self, network: nn.Module, *, device: str = "auto", precision: RuntimePrecision = "auto", compile: bool = False

@@ -123,9 +123,9 @@ class SegmentationTask:
         """The mean of their probabilities (or logits) ``(B, K, *S)``, mirrored back."""
         total, count = None, 0
         for output, axes in views:
-            scores = self.activate(output) if self._averaged == "probabilities" else _tensor(output).clone()
+            scores = self.activate(output) if self._averaged == "probabilities" else _tensor(output)
             scores = scores.flip(axes) if axes else scores
-            total = scores if total is None else total.add_(scores.to(total.device))
+            total = scores.clone() if total is None else total.add_(scores.to(total.device))
             count += 1
         if total is None:
             raise MedsegError("predict: expected at least one model, found none")

@@ -22,12 +22,15 @@ class Counting:
 
     device = torch.device("cpu")
 
-    def __init__(self) -> None:
+    def __init__(self, own_threads: bool = False) -> None:
+        self.own_threads = own_threads
         self.seen: list[int] = []
+        self.threads: set[int] = set()
 
     def __call__(self, batch: torch.Tensor) -> Any:
         self.seen.append(len(batch))
-        return torch.cat([batch, -batch, torch.zeros_like(batch)], 1)
+        self.threads.add(torch.get_num_threads())
+        return torch.cat([batch[:, :1], -batch[:, :1], torch.zeros_like(batch[:, :1])], 1)
 
 
 def flat(value: float) -> np.ndarray:
@@ -57,7 +60,7 @@ def test_another_value_or_one_voxel_that_differs_is_asked_anew() -> None:
 
 def test_a_single_value_in_one_channel_alone_is_not_enough() -> None:
     two = np.concatenate([flat(0), noise((8, 8, 8))[None]])
-    answers = Answers([lambda batch: batch.repeat(1, 2, 1, 1, 1)[:, :3]], TASK, ())
+    answers = Answers([Counting()], TASK, ())
     answers([two, two])
     assert answers.asked == 2
 
@@ -66,6 +69,18 @@ def test_every_mirroring_is_asked_of_every_member() -> None:
     members = [Counting(), Counting()]
     Answers(members, TASK, (0, 2))([noise((8, 8, 8))[None]])
     assert [sum(member.seen) for member in members] == [4, 4]
+
+
+def test_pytorch_leaves_the_cores_to_a_runtime_with_threads_of_its_own() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        plain, graph = Counting(), Counting(own_threads=True)
+        for network in (plain, graph):
+            Answers([network], TASK, ())([noise((8, 8, 8))[None]])
+        assert (plain.threads, graph.threads, torch.get_num_threads()) == ({2}, {1}, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_without_a_member_there_is_no_answer() -> None:

@@ -31,7 +31,7 @@ def test_of_equals_plain_pytorch_is_taken():
     assert choose({"compile": PLAIN, "torch": PLAIN}, 10).name == "torch"
 
 
-@pytest.mark.parametrize(("windows", "expected"), [(10, None), (60, "openvino"), (10_000, "openvino")])
+@pytest.mark.parametrize(("windows", "expected"), [(4, None), (60, "openvino"), (10_000, "openvino")])
 def test_what_cannot_repay_its_set_up_is_not_tried(windows, expected):
     assert worth_trying({"torch": PLAIN}, windows, ["onnx", "compile", "openvino"]) == expected
 

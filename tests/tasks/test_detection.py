@@ -141,6 +141,7 @@ class SeesBrightBoxes:
     """Stands for a network without anchors: measures the bright box in a window by its moments, says it in the cell there."""
 
     device = torch.device("cpu")
+    own_threads = False
 
     def __call__(self, batch: Tensor) -> dict[str, list[Tensor]]:
         shape = batch.shape[2:]
