@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from medseg.errors import MachineError, MedsegError
 from medseg.interop.graph import each_tensor
+from medseg.networks.layout import channels_last
 
 logger = logging.getLogger(__name__)
 Precision = Literal["auto", "bf16", "float32"]
@@ -93,8 +94,7 @@ class TorchRuntime:
 
     def forward(self, batch: Tensor) -> Any:
         """The same, in whatever mode of differentiation the caller is."""
-        layout = torch.channels_last_3d if batch.ndim == 5 else torch.channels_last
-        batch = (self._upload(batch) if self._upload else batch).contiguous(memory_format=layout)
+        batch = channels_last(self._upload(batch) if self._upload else batch)
         count = len(batch)
         if self.compiled:  # another size would be compiled anew
             self._batch_size = max(self._batch_size, count)
@@ -121,8 +121,7 @@ def _turn_weights(network: nn.Module) -> None:
     """Lay out the weights of convolutions channels last: by them PyTorch goes, where one channel says nothing of a layout."""
     for parameter in network.parameters():
         if parameter.ndim in (4, 5):
-            layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+            parameter.data = channels_last(parameter.data)
 
 
 class _Upload:

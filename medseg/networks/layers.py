@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from medseg.networks.convolution import SafeConv2d, SafeConv3d
+from medseg.networks.layout import channels_last_format
 
 CONV: dict[int, Any] = {2: SafeConv2d, 3: SafeConv3d}
 _UP = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -135,7 +136,7 @@ class _NormBySample(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse, *activated = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=_channels_last(x))
+        grad = grad.contiguous(memory_format=channels_last_format(x.ndim - 2))
         parts = []
         for i in range(len(x)):
             g = grad[i : i + 1]
@@ -166,7 +167,7 @@ class _UpConcat(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dimensions, outputs = len(ctx.stride), weight.shape[1]
-        types, layout = ctx.types, _channels_last(x)
+        types, layout = ctx.types, channels_last_format(x.ndim - 2)
         by_up = grad[:, :outputs].to(x.dtype).contiguous(memory_format=layout)
         by_skip = grad[:, outputs:].contiguous(memory_format=layout).to(types[1])
         zeros, ones = [0] * dimensions, [1] * dimensions
@@ -200,10 +201,6 @@ class _Pool(torch.autograd.Function):
         return rows.expand(*spread, channels).reshape(batch, *shape, channels).movedim(-1, 1), None
 
 
-def _channels_last(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-
-
 def _is_compiled() -> bool:
     """Whether this is being compiled, not exported: other programs know the operators that are written out for the compiler."""
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
@@ -214,4 +211,4 @@ def _is_ours(x: Tensor) -> bool:
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     if x.device.type != "cpu" or x.shape[1] == 1 or traced:
         return False
-    return x.is_contiguous(memory_format=_channels_last(x))
+    return x.is_contiguous(memory_format=channels_last_format(x.ndim - 2))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from medseg.errors import MedsegError
 from medseg.networks import Builder, construct, divisor_of, resolve_builder
+from medseg.networks.layout import channels_last
 from medseg.planning.plan import Channel, Plan
 from medseg.structures import LabelTable
 
@@ -226,8 +227,7 @@ class _Check:
                 same = all(map(torch.equal, again, expected))
                 self._expect(same, "evaluation is deterministic", "two different outputs")
                 alone = _tensors(network(x[:1]))
-                layout = torch.channels_last if self.dimensions == 2 else torch.channels_last_3d
-                turned = _tensors(network(x.contiguous(memory_format=layout)))
+                turned = _tensors(network(channels_last(x)))
             told = all(float((whole[0] - whole[1]).abs().max()) > 0 for whole in expected)
             self._expect(told, "the output depends on the input", "the same for two different inputs")
             for whole, one, other in zip(expected, alone, turned, strict=True):

@@ -14,6 +14,7 @@ from medseg.data.store import StoredCase
 from medseg.errors import MachineError
 from medseg.inference.predictor import predict_grid
 from medseg.inference.runtime import Precision, TorchRuntime
+from medseg.networks.layout import channels_last, channels_last_format
 from medseg.planning.plan import Plan
 from medseg.structures import Boxes
 from medseg.tasks.base import Batch, Output, Task
@@ -71,7 +72,7 @@ class TrainingModule(pl.LightningModule):
         return self._optimization.build(self.network.parameters())
 
     def on_train_start(self) -> None:
-        self.network.to(memory_format=_memory_format(self.plan.dimensions))  # type: ignore[call-overload]
+        self.network.to(memory_format=channels_last_format(self.plan.dimensions))  # type: ignore[call-overload]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx == 0:
@@ -82,8 +83,7 @@ class TrainingModule(pl.LightningModule):
             group["lr"] = rate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        image = batch["image"].contiguous(memory_format=_memory_format(self.plan.dimensions))
-        parts = self.task.loss(self._forward(image), batch)
+        parts = self.task.loss(self._forward(channels_last(batch["image"])), batch)
         loss = torch.stack(list(parts.values())).sum()
         for name, value in {"loss": loss, **parts}.items():
             self._losses[name] = self._losses.get(name, torch.zeros_like(value)) + value.detach()
@@ -154,7 +154,3 @@ def _average(decay: float) -> Callable[[Any, Any, Any], None]:
             torch._foreach_copy_(averaged, current)
 
     return update
-
-
-def _memory_format(dimensions: int) -> torch.memory_format:
-    return torch.channels_last_3d if dimensions == 3 else torch.channels_last
