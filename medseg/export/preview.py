@@ -142,11 +142,11 @@ class Display:
         if prediction.mask is None:
             return
         mask = self.turn.apply(prediction.mask)
-        for value in prediction.labels.names:
-            region = _pooled(mask == value)
-            if region.any():
-                labelled, _ = components(region)
-                yield from ((part[2].start + part[2].stop - 1) // 2 for part in ndimage.find_objects(labelled))
+        for value, box in enumerate(ndimage.find_objects(mask), start=1):
+            if box is not None and value in prediction.labels.names:
+                labelled, _ = components(_pooled(mask[box] == value))
+                parts = (part[2] for part in ndimage.find_objects(labelled))
+                yield from (box[2].start + (part.start + part.stop - 1) // 2 for part in parts)
 
     def as_dict(self) -> dict[str, Any]:
         """What `from_dict` reads."""
