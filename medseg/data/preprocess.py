@@ -22,7 +22,7 @@ from medseg.data.resampling import Line, Sliced, Slices, resample_labels, resamp
 from medseg.errors import MedsegError
 from medseg.planning.plan import Plan
 from medseg.structures import unique_values
-from medseg.volume import Array, Geometry, Reorientation, Volume, reorientation_to
+from medseg.volume import Array, Geometry, Reorientation, Volume, nearest_index, reorientation_to
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,9 @@ class PlannedScan:
         inside = plan.crop == "nonzero" and any(c.normalisation == "zscore" for c in plan.channels)
         self._inside = inside_of(self._data) if inside else None
         self._scales = [Scale.of(*pair, self._inside) for pair in zip(self._data, plan.channels, strict=True)]
+        within = self._mixed and plan.conventions is not None and plan.conventions.within_range
+        self._apart = apart
+        self._range = self._least_and_largest() if within else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,6 +132,8 @@ class PlannedScan:
         """The part within ``window``, float32: a slice of all channels, and one of the plan's grid an axis."""
         first, last = [part.start for part in window[1:]], [part.stop for part in window[1:]]
         found = resample_window(self._normalised, self._lines, first, last)
+        if self._range is not None:
+            np.clip(found, *(self._of_slices(end, window) for end in self._range), out=found)
         if self._mixed:
             for values, scale in zip(found, self._scales, strict=True):
                 values += np.float32(scale.least)
@@ -142,6 +147,29 @@ class PlannedScan:
     def _mixed(self) -> bool:
         """Whether a voxel is made of several; where each is one of the scan's, nothing is rounded."""
         return any(line.old != line.new and line.order for line in self._lines)
+
+    def _least_and_largest(self) -> tuple[Array, Array]:
+        """Of the normalised values of each channel, ``(C, *1)``; of each slice, where slices are resampled by themselves."""
+        axis = 0 if self._apart is None else self._apart
+        others = tuple(1 + other for other in range(len(self._lines)) if other != axis)
+        whole = [slice(0, n) for n in self._data.shape[1:]]
+        lows, highs = [], []
+        for at in range(self._data.shape[1 + axis]):
+            found = self._normalised((*whole[:axis], slice(at, at + 1), *whole[axis + 1 :]))
+            lows.append(found.min(axis=others, keepdims=True))
+            highs.append(found.max(axis=others, keepdims=True))
+        low, high = (np.concatenate(ends, axis=1 + axis) for ends in (lows, highs))
+        if self._apart is None:
+            return low.min(axis=1, keepdims=True), high.max(axis=1, keepdims=True)
+        return low, high
+
+    def _of_slices(self, ends: Array, window: Slices) -> Array:
+        """What `_least_and_largest` found, for the voxels of ``window`` along the axis that is resampled by itself."""
+        if self._apart is None:
+            return ends
+        line, part = self._lines[self._apart], window[1 + self._apart]
+        index = nearest_index(line.old, line.new)[part.start : part.stop]
+        return ends.take(index, axis=1 + self._apart)
 
     def _normalised(self, window: Slices) -> Array:
         """Part of the turned and cropped scan; less the least value of each channel where voxels are mixed, for a mixture

@@ -125,7 +125,7 @@ def described(
         mirror_axes=tuple(sorted(axes.order.index(axis) for axis in mirrored)),
         foreground=0.33,
         memory_gb=8.0,
-        conventions=Conventions("logits", "after", "after", ANISOTROPIC, () if slices is None else (slices,)),
+        conventions=Conventions("logits", "after", "after", ANISOTROPIC, () if slices is None else (slices,), True),
         why=dict.fromkeys(("orientation", "spacing", "patch_size", "conventions"), "as in nnU-Net's plans"),
     )
     return Described(plan, network, axes)

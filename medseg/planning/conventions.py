@@ -28,6 +28,8 @@ class Conventions:
         apart_beyond: where the coarsest spacing, of the scan or else of the plan, is more than so many times the finest, the
             coarsest axis is resampled to the nearest, image and scores alike; 0: axes are resampled as the plan says.
         kept_axes: axes along which no scan is resampled, whatever its spacing (the slices of a 2D network).
+        within_range: whether a resampled image keeps within the values that it is made from, those of its slice where the
+            coarsest axis is resampled by itself: a cubic spline swings beyond them beside what normalisation clips.
     """
 
     averaged: Averaged = "probabilities"
@@ -35,6 +37,7 @@ class Conventions:
     peak: Peak = "middle"
     apart_beyond: float = 0.0
     kept_axes: tuple[int, ...] = ()
+    within_range: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (("averaged", Averaged), ("odd_padding", Side), ("peak", Peak)):
