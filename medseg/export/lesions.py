@@ -17,8 +17,8 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
-from medseg.evaluation.lesions import bounding_box, components
-from medseg.structures import Prediction
+from medseg.evaluation.lesions import component_slabs, label_windows
+from medseg.structures import Prediction, marked
 from medseg.volume import Array
 
 
@@ -50,7 +50,14 @@ def lesions_of(prediction: Prediction, lesion_labels: Collection[str]) -> list[L
     """The lesions of a prediction by id: its findings, and the components of ``lesion_labels`` (names of labels or regions)
     that it does not answer with boxes."""
     boxed = boxed_labels(prediction)
-    parts = [one for name in lesion_labels if name not in boxed for one in _of_mask(prediction, name)]
+    ours = set(lesion_labels) - boxed
+    windows = label_windows(prediction.mask, prediction.labels) if ours and prediction.mask is not None else {}
+    parts = [
+        one
+        for name in lesion_labels
+        if name in windows and name in ours
+        for one in _of_mask(prediction, name, windows[name])
+    ]
     parts.sort(key=lambda one: -(one.size or 0.0))
     return [replace(one, id=number) for number, one in enumerate([*_of_boxes(prediction), *parts], 1)]
 
@@ -99,22 +106,31 @@ def _of_boxes(prediction: Prediction) -> Iterator[Lesion]:
         yield one
 
 
-def _of_mask(prediction: Prediction, name: str) -> Iterator[Lesion]:
-    """A lesion a component of a label, not numbered yet."""
-    mask, values = prediction.mask, prediction.labels.targets.get(name)
-    if mask is None or values is None:
+def _of_mask(prediction: Prediction, name: str, window: tuple[slice, ...]) -> Iterator[Lesion]:
+    """A lesion a component of a label, which lies in ``window``, not numbered yet."""
+    if prediction.mask is None:
         return
-    region = np.isin(mask, values)
-    window = bounding_box(region)
-    if window is None:
-        return
-    labelled, _ = components(region[window])
     corner = np.array([part.start for part in window])
-    for number, part in enumerate(ndimage.find_objects(labelled), 1):
-        low, high = ([getattr(side, end) for side in part] for end in ("start", "stop"))
-        box = np.concatenate([corner + low, corner + high]).astype(np.float64)
-        diameter, size = _measured(labelled[part] == number, prediction)
-        yield Lesion(0, name, box, diameter, size=size)
+    found: dict[int, Lesion] = {}
+    # A plane lies in one slab, whole: diameters within it are those of the component.
+    for first, labelled in component_slabs(marked(prediction.mask[window], prediction.labels.targets[name])):
+        corner[-1] = window[-1].start + first
+        for number, part in enumerate(ndimage.find_objects(labelled), 1):
+            if part is not None:
+                low, high = (corner + [getattr(side, end) for side in part] for end in ("start", "stop"))
+                diameter, size = _measured(labelled[part] == number, prediction)
+                here = Lesion(0, name, np.concatenate([low, high]).astype(np.float64), diameter, size=size)
+                found[number] = _together(found[number], here) if number in found else here
+    yield from found.values()
+
+
+def _together(one: Lesion, other: Lesion) -> Lesion:
+    """Two parts of a component that share no plane of the axes i and j."""
+    half = len(one.box_vox) // 2
+    low = np.minimum(one.box_vox[:half], other.box_vox[:half])
+    high = np.maximum(one.box_vox[half:], other.box_vox[half:])
+    size = (one.size or 0.0) + (other.size or 0.0)
+    return replace(one, box_vox=np.concatenate([low, high]), diameter=max(one.diameter, other.diameter), size=size)
 
 
 def _measured(region: Array, prediction: Prediction) -> tuple[float, float]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from scipy import ndimage
-
-from medseg.evaluation.lesions import count_components
+from medseg.evaluation.lesions import count_components, label_windows
 from medseg.export.manifest import Record
 from medseg.files import write_text
 from medseg.structures import Prediction, marked
@@ -48,20 +46,14 @@ def _of_mask(prediction: Prediction) -> dict[str, float]:
     found: dict[str, float] = {}
     if prediction.mask is None:
         return found
-    boxes = ndimage.find_objects(prediction.mask)
+    windows = label_windows(prediction.mask, prediction.labels)
     unit = "px" if prediction.geometry.unit == "px" else "ml" if prediction.geometry.dimensions == 3 else "mm2"
     for name, size in prediction.sizes().items():
-        values = prediction.labels.targets[name]
-        window = _around([boxes[value - 1] for value in values if value <= len(boxes)])
         found[f"{name}_{unit}"] = round(size, 6)
-        found[f"{name}{COMPONENTS}"] = count_components(marked(prediction.mask[window], values)) if window else 0
+        region = prediction.mask[windows[name]] if name in windows else None
+        parts = 0 if region is None else count_components(marked(region, prediction.labels.targets[name]))
+        found[f"{name}{COMPONENTS}"] = parts
     return found
-
-
-def _around(boxes: Sequence[tuple[slice, ...] | None]) -> tuple[slice, ...]:
-    """The smallest window around some, where there are any."""
-    there = [box for box in boxes if box is not None]
-    return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*there, strict=True))
 
 
 def _of_boxes(prediction: Prediction) -> dict[str, float]:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import MedsegError
-from medseg.export.lesions import Lesion, lesions_of
+from medseg.export.lesions import Lesion, boxed_labels, lesions_of
 from medseg.export.manifest import NAME as MANIFEST
 from medseg.export.manifest import Record, read_manifest, records
 from medseg.export.overlay import COLOURS
 from medseg.export.preview import Display
+from medseg.export.tables import COMPONENTS
 from medseg.report.case_files import CaseFiles, holds_results
 from medseg.report.sheets import grey_sheet, heat_sheet, label_sheet, thumbnail
 from medseg.scans.names import case_id
@@ -28,6 +29,8 @@ from medseg.volume import Array
 MOST_FINDINGS = 100
 """Rows of a case's table; a mask of specks has thousands, which nobody reads."""
 _PART = ".part-"  # what the folders of cases begin with while they are written
+_MOST_PARTS = 1000
+"""Parts of a label beyond which they are counted and not measured: it is scattered, and no list of findings."""
 _MOST_LABELS = 255  # beside background, in 8 bits
 _SIZES = ("ml", "mm2", "px")
 _UNFINISHED = (
@@ -142,7 +145,10 @@ def _layers(files: CaseFiles, figures: Mapping[str, float]) -> dict[str, Any]:
     present = [v for v in np.unique(found.mask).tolist() if v in names] if found.mask is not None else []
     drawn = present[:_MOST_LABELS]
     sheet = None if found.mask is None else _numbered(display.frames(found.mask, smooth=False), drawn)
-    lesions = lesions_of(found, [names[value] for value in present])
+    parts = {names[value]: int(figures.get(f"{names[value]}{COMPONENTS}", 0)) for value in present}
+    listed = [name for name, count in parts.items() if count <= _MOST_PARTS]
+    scattered = sum(parts[name] for name in set(parts) - set(listed) - boxed_labels(found))
+    lesions = lesions_of(found, listed)
     rows = [_row(lesion, display, colours) for lesion in lesions[:MOST_FINDINGS]]
     maps = {title: display.frames(values, smooth=True) for title, values in files.heat_maps.items()}
     start = rows[0]["frame"] if rows and rows[0]["is_box"] else _first_look(sheet, list(maps.values()), display)
@@ -164,7 +170,7 @@ def _layers(files: CaseFiles, figures: Mapping[str, float]) -> dict[str, Any]:
         "volumes": _volumes(found, figures, colours),
         "boxes": boxes,
         "findings": rows,
-        "more_findings": len(lesions) - len(rows),
+        "more_findings": len(lesions) - len(rows) + scattered,
         "heatmaps": [{"name": title, **heat_sheet(frames)} for title, frames in maps.items()],
         "method": files.method,
         "unit": found.geometry.unit,

@@ -49,7 +49,7 @@ function findingsTable(detail, viewer) {
       explained ? el('td', {}, heat(one) >= 0 ? el('button', { type: 'button', class: 'link', click: () => onlyHeat(viewer, heat(one)) }, 'show') : null) : null);
   });
   viewer.onFrame.push((frame) => rows.forEach((row, n) => row.classList.toggle('here', viewer.crosses(findings[n], frame))));
-  const more = detail.more_findings ? el('p', { class: 'small' }, `and ${detail.more_findings} smaller ones`) : null;
+  const more = detail.more_findings ? el('p', { class: 'small' }, `and ${detail.more_findings} more`) : null;
   return el('section', { class: 'card' }, el('h3', {}, plural(findings.length + detail.more_findings, 'finding')),
     table('Findings', head, rows, { class: 'findings' }), more);
 }

@@ -59,7 +59,7 @@ from scripts.benchmarks.nnunet_peer import (
 
 AIMS = {"hippocampus": {"wall_s": 4.0}, "ct": {"wall_s": 6.0, "peak_mb": 2.0}}
 CT_PATCH = [48, 64, 64]
-"""nnU-Net's axes. On larger windows than it was trained on, instance norm sees other tissue, and the masks are a matter of chance."""
+"""nnU-Net's axes. In larger windows than those of its training, instance norm sees other tissue, and masks are left to chance."""
 
 
 def main() -> None:

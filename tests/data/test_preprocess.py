@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from medseg.data.preprocess import (
 from medseg.errors import MedsegError
 from medseg.planning.conventions import Conventions
 from medseg.planning.plan import Channel
-from medseg.volume import Geometry, Reorientation, Volume, resample_array
+from medseg.volume import Geometry, Reorientation, Volume, nearest_index, resample_array
 from tests.data.planned import phantom, plan_for
 
 TURNS = [
@@ -360,3 +361,24 @@ def test_a_restoration_that_an_older_medseg_stored_is_read() -> None:
     older = restoration.to_json().replace(', "apart": null', "")
     assert "apart" not in older
     assert Restoration.from_json(older).apart is None
+
+
+@pytest.mark.parametrize("coarse", [1.0, 4.0])
+def test_within_range_a_resampled_image_stays_between_the_values_it_is_made_from(coarse: float) -> None:
+    data = np.random.default_rng(0).choice([-1000, 40, 60], (1, 9, 10, 7)).astype(np.int16)
+    data[0, :, :, 2] = np.clip(data[0, :, :, 2], 40, 50)
+    volume = Volume(data, Geometry.from_spacing(data.shape[1:], (1.0, 1.0, coarse)))
+    channel = Channel("CT", "ct", mean=10.0, std=5.0, low=0.0, high=60.0)
+    free = plan_for((0.6, 0.7, 0.5), (channel,), conventions=Conventions(apart_beyond=3.0))
+    kept = replace(free, conventions=replace(free.conventions, within_range=True))
+    swinging, found = (preprocess(volume, plan)[0][0] for plan in (free, kept))
+    normalised = (np.clip(data[0], 0, 60) - 10.0) / 5
+    low, high = normalised.min(), normalised.max()
+    if coarse > 3:  # slices are resampled by themselves, each within its own values
+        slices = nearest_index(7, found.shape[2])
+        low, high = (end[slices] for end in (normalised.min((0, 1)), normalised.max((0, 1))))
+        assert low.max() > low.min()
+    assert swinging.max() > normalised.max() + 0.5
+    np.testing.assert_allclose(found, np.clip(swinging, low, high), atol=1e-5)
+    part = PlannedScan(volume, kept)[np.s_[:, 2:6, 3:9, 5:11]]
+    np.testing.assert_allclose(part[0], found[2:6, 3:9, 5:11], atol=1e-5)

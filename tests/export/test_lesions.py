@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from medseg.evaluation import lesions as components
 from medseg.export.lesions import lesions_of, longest_diameter
 from medseg.structures import Boxes, LabelTable, Prediction
 from medseg.volume import Array, Geometry
@@ -136,3 +137,25 @@ def test_a_prediction_without_lesions_has_none() -> None:
     assert lesions_of(predicted(None), ["tumour"]) == []
     nothing = Boxes(np.zeros((0, 6)), np.zeros(0, int), np.zeros(0))
     assert lesions_of(predicted(volume(np.s_[1, 1, 1]), nothing), []) == []
+
+
+def test_lesions_that_many_slabs_hold_are_measured_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two prongs that meet three planes further on: one lesion, and in the first planes one diameter across both.
+    mask = volume(np.s_[1, 1, 0:4], np.s_[1, 8, 0:4], np.s_[1, 1:9, 3], np.s_[8, 4, 6])
+    expected = lesions_of(predicted(mask), ["tumour"])
+    assert expected[0].diameter == pytest.approx(np.hypot(8 * 2.0, 0.5))
+    monkeypatch.setattr(components, "_SLAB", mask[..., 0].size)
+    found = lesions_of(predicted(mask), ["tumour"])
+    assert len(found) == len(expected) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert (one.id, one.size, one.diameter) == (other.id, other.size, other.diameter)
+        np.testing.assert_array_equal(one.box_vox, other.box_vox)
+
+
+def test_the_diameter_of_a_plane_spans_parts_that_meet_in_another_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = volume(np.s_[1, 1, 0:4], np.s_[9, 1, 0:4], np.s_[1:10:8, 1:3, 3], np.s_[1:10, 2, 3])
+    mask[2:9, 2, 3] = 0
+    mask[1:10, 2, 4] = 2  # joins the prongs in a plane of its own
+    monkeypatch.setattr(components, "_SLAB", mask[..., 0].size)
+    (one,) = lesions_of(predicted(mask), ["tumour"])
+    assert one.diameter >= 9 * 0.5

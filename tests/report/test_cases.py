@@ -186,6 +186,18 @@ def test_labels_that_nothing_names_and_masks_of_specks_are_shown_all_the_same(op
     assert set(np.unique(decoded(detail["mask"]))) == {0, 1}
 
 
+def test_a_label_of_thousands_of_parts_is_counted_and_not_measured(opened: Results, results: Path) -> None:
+    (results / "a" / "boxes.json").unlink()
+    assert [row["label"] for row in opened.show("a").detail["findings"]] == ["organ", HOSTILE]
+    body = json.loads((results / "manifest.json").read_text())
+    body["cases"]["a"]["figures"] |= {"organ_components": 123456}
+    (results / "manifest.json").write_text(json.dumps(body))
+    again = Results.open(results)
+    assert again is not None
+    detail = again.show("a").detail
+    assert [row["label"] for row in detail["findings"]] == [HOSTILE] and detail["more_findings"] == 123456
+
+
 def test_a_record_that_points_out_of_the_folder_is_not_followed(opened: Results, results: Path) -> None:
     body = json.loads((results / "manifest.json").read_text())
     body["cases"]["a"]["folder"] = "../results/a"

@@ -26,8 +26,8 @@ with freed_memory_is_kept() as here:
 print(json.dumps([here, before, inside, new_pages()]))
 """
 """Pages that the system hands out for a large tensor after one of the same size was freed: before, inside and afterwards. In a
-process of its own, whose heap nobody has cut to pieces; the first blocks may still be some bytes too short for the next, until what glibc sets
-aside of such scraps is full."""
+process of its own, whose heap nobody has cut to pieces; the first blocks may still be some bytes too short for the next, until
+what glibc sets aside of such scraps is full."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems are left as they are")
