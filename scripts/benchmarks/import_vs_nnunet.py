@@ -5,8 +5,9 @@
 
 nnU-Net plans and preprocesses a few hippocampus cases and trains on them for some hundred steps with its own trainer: random
 weights would decide nothing clearly. Other configurations than its own ask more of the import: ``windows`` has patches smaller
-than the cases, ``slices`` is the 2D network, ``coarse`` counts 4 mm along one axis, which nnU-Net then resamples apart, and
-``residual`` is the residual-encoder network; ``folds`` is an ensemble of two.
+than the cases, ``slices`` is the 2D network, ``coarse`` counts 4 mm along one axis, which nnU-Net then resamples apart, ``finer``
+0.8 mm along all of them with values clipped as those of CT are, where a cubic spline would swing beyond them, and ``residual`` is
+the residual-encoder network; ``folds`` is an ensemble of two.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from scripts.benchmarks.nnunet_peer import (
 )
 
 AIM = 0.999
-KINDS = ("whole", "windows", "slices", "coarse", "residual", "folds")
+KINDS = ("whole", "windows", "slices", "coarse", "finer", "residual", "folds")
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def prepare(data: Path, work: Path, training: int) -> None:
     for kind, changes in configurations(plans["configurations"]).items():
         plans["configurations"][kind] = changes
     (base / "nnUNetPlans.json").write_text(json.dumps(plans, indent=1), encoding="utf-8")
-    command = [NNUNET / "nnUNetv2_preprocess", "-d", NUMBER, "-c", "coarse", "-np", "1"]
+    command = [NNUNET / "nnUNetv2_preprocess", "-d", NUMBER, "-c", "coarse", "finer", "-np", "1", "1"]
     watch(command, environment=environment(work))
     (base / "prepared").touch()
 
@@ -119,11 +120,14 @@ def configurations(planned: Mapping[str, Any]) -> dict[str, Any]:
     coarse = narrow(full, spacing=[4.0, 1.0, 1.0], patch_size=[8, 48, 32], data_identifier="coarse")
     arguments = coarse["architecture"]["arch_kwargs"]
     arguments["strides"] = [[1, *row[1:]] for row in arguments["strides"]]
+    finer = narrow(full, spacing=[0.8] * 3, patch_size=[40, 56, 40], data_identifier="finer")
+    finer["normalization_schemes"] = ["CTNormalization"]
     return {
         "whole": narrow(full),
         "windows": narrow(full, patch_size=[24, 32, 32]),
         "slices": narrow(flat, batch_size=12),
         "coarse": coarse,
+        "finer": finer,
         "residual": residual,
         "folds": narrow(full, patch_size=[32, 40, 32]),
     }
