@@ -58,6 +58,18 @@ trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations
 trainer.run_training()
 """
 """nnU-Net's trainer with AdamW, and mirroring alone: within few steps a network that decides clearly, if not a good one."""
+PREDICT = """
+import sys
+import torch
+torch.half = torch.float32
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+model, scans, out, *folds = sys.argv[1:]
+predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+predictor.initialize_from_trained_model_folder(model, use_folds=[int(fold) for fold in folds])
+predictor.predict_from_files_sequential(scans, out)
+"""
+"""``nnUNetv2_predict`` with windows added up in float32; by itself it does that in half precision, whatever it computes in."""
 
 
 def ensure_peer() -> None:
@@ -200,6 +212,14 @@ def predict_nnunet(
     command += ["-device", "cpu", *([] if mirror else ["--disable_tta"])]
     command += ["-npp", processes, "-nps", processes] if processes else []
     return measure.watch(command, environment=environment(out.parent))
+
+
+def predict_nnunet_in_float32(model: Path, scans: Path, out: Path, folds: Sequence[int] = (0,)) -> None:
+    """`predict_nnunet` in one process, with windows that are added up in float32 (`PREDICT`)."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    command = [NNUNET / "python", "-c", PREDICT, model, scans, out, *folds]
+    measure.watch(command, environment=environment(out.parent))
 
 
 def predict_in_turn(
