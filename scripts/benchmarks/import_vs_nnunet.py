@@ -147,9 +147,9 @@ def shown(result: Mapping[str, Any]) -> str:
     lines = [table(names, [[row[name] for name in names[:-1]] + [f"{row['dice']:.5f}"] for row in result["rows"]])]
     for kind, lowest in result["lowest"].items():
         verdict = "agrees" if lowest >= result["aim"] else "DIFFERS"
-        as_is = result["as_it_is"][kind]
+        as_is, differ = result["as_it_is"][kind], result["differing_voxels"][kind]
         lines.append(
-            f"{kind}: lowest Dice {lowest:.5f}, {verdict} (aim {result['aim']}), {result['differing_voxels'][kind]} voxels differ; "
+            f"{kind}: lowest Dice {lowest:.5f}, {verdict} (aim {result['aim']}), {differ} voxels differ; "
             f"nnU-Net as it is: {as_is['lowest']:.5f}, {as_is['differing_voxels']}; seconds {result['seconds'][kind]}"
         )
     return "\n".join(lines)
