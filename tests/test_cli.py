@@ -277,3 +277,10 @@ def test_a_job_does_not_outlive_its_command(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == 143
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def test_garbage_is_looked_for_in_a_run_and_its_imports_are_left_out(tmp_path: Path) -> None:
+    code = "import gc, sys; from medseg.cli import main; main(); print(gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    command = [sys.executable, "-c", code, "report", f"folder={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == ["True", "True"], done.stderr
