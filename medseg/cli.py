@@ -218,6 +218,9 @@ def _run(request: _Request, *, alone: bool = False) -> None:
         if "--cfg" in request.flags:
             _write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
             return
+        if alone and request.verb in ("predict", "evaluate"):
+            # Read when PyTorch is loaded: its threads wait asleep, not spinning on cores that reading ahead and writing need.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         with _lasting() if alone else contextlib.nullcontext():
             run = runs.build_run(request.verb, values)
         run()

@@ -284,3 +284,19 @@ def test_garbage_is_looked_for_in_a_run_and_its_imports_are_left_out(tmp_path: P
     command = [sys.executable, "-c", code, "report", f"folder={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "expected"), [("predict", "", "PASSIVE"), ("predict", "ACTIVE", "ACTIVE"), ("train", "", "")]
+)
+def test_threads_wait_asleep_where_scans_are_read_beside_them(
+    tmp_path: Path, verb: str, given: str, expected: str
+) -> None:
+    code = "import os; from medseg.cli import main; main(); print(os.environ.get('OMP_WAIT_POLICY', ''))"
+    told = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    told |= {"OMP_WAIT_POLICY": given} if given else {}
+    words = {"predict": ["model=none", "input=none", "output=out"], "train": ["data.folder=none"]}[verb]
+    done = subprocess.run(
+        [sys.executable, "-c", code, verb, *words], capture_output=True, text=True, cwd=tmp_path, env=told
+    )
+    assert done.stdout.strip() == expected, done.stderr
