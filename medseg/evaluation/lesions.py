@@ -43,6 +43,9 @@ def component_slabs(mask: Array) -> Iterator[tuple[int, Array]]:
     Yields:
         the first plane of a slab, and its ``(*slab)`` integers: 1…n over all slabs, 0 elsewhere.
     """
+    if mask.size <= _SLAB or mask.ndim < 3:
+        yield 0, components(mask)[0]
+        return
     numbers, count = np.concatenate([[0], _joined(mask)]), 0
     for first, slab in _slabs(mask):
         labelled, found = components(slab)

@@ -50,14 +50,9 @@ def lesions_of(prediction: Prediction, lesion_labels: Collection[str]) -> list[L
     """The lesions of a prediction by id: its findings, and the components of ``lesion_labels`` (names of labels or regions)
     that it does not answer with boxes."""
     boxed = boxed_labels(prediction)
-    ours = set(lesion_labels) - boxed
+    ours = [name for name in lesion_labels if name not in boxed]
     windows = label_windows(prediction.mask, prediction.labels) if ours and prediction.mask is not None else {}
-    parts = [
-        one
-        for name in lesion_labels
-        if name in windows and name in ours
-        for one in _of_mask(prediction, name, windows[name])
-    ]
+    parts = [one for name in ours if name in windows for one in _of_mask(prediction, name, windows[name])]
     parts.sort(key=lambda one: -(one.size or 0.0))
     return [replace(one, id=number) for number, one in enumerate([*_of_boxes(prediction), *parts], 1)]
 
